@@ -1,0 +1,28 @@
+//! The asynchronous I/O floor: what every layer above speaks, and the reactor that drives it.
+//!
+//! # Map
+//! - [`device`]: the contract. A [`BlockDevice`] is the control side, an [`IoChannel`] the per-core data side.
+//! - [`io`]: what crosses the contract: [`Io`], [`Token`], [`Completion`].
+//! - [`sg`]: scatter-gather entries and the regions that they name.
+//! - [`poller`]: what the reactor drives.
+//! - [`stream`]: byte streams and listeners, as the reactor's sockets and the simulator provide them.
+//! - [`time`]: the clock that everything below takes as an argument.
+#![warn(missing_docs)]
+
+pub mod device;
+pub mod io;
+pub mod poller;
+pub mod sg;
+pub mod stream;
+pub mod time;
+
+pub use device::{
+    BlockDevice, Busy, Cancel, Capabilities, DeviceError, DeviceEvent, Geometry, IoChannel, LocalBoxFuture,
+    Sleep,
+};
+pub use io::{BlockCount, BlockRange, Completion, Io, IoFlags, Lba, Lent, Opcode, Token};
+pub use nvme::Status as IoStatus;
+pub use poller::Poller;
+pub use sg::{RegionId, SgEntry};
+pub use stream::{ByteStream, Listener, Network, Ready};
+pub use time::{Clock, Instant};

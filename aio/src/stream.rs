@@ -1,0 +1,70 @@
+//! Connected byte streams, as the reactor's sockets and the simulator's network provide them.
+//!
+//! Non-blocking and readiness-driven: who owns a stream receives and sends when it likes, and arms it before
+//! its core sleeps. One receive and one gathered send a turn is the intended use.
+
+use std::io;
+use std::net::SocketAddr;
+
+use crate::sg::SgEntry;
+
+/// What a stream knows of its readiness.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Ready {
+    /// A receive may return bytes, end of stream or an error.
+    pub readable: bool,
+    /// A send may take bytes.
+    pub writable: bool,
+}
+
+/// One end of a connected byte stream. Lives on one core.
+pub trait ByteStream {
+    /// Receives into `bufs`, in order. `Ok(None)` = nothing there now; `Ok(Some(0))` = end of stream.
+    ///
+    /// # Safety
+    /// Every byte that `bufs` names is writable and untouched by others during the call.
+    unsafe fn recv(&mut self, bufs: &[SgEntry]) -> io::Result<Option<usize>>;
+
+    /// Sends from `bufs`, in order, as much as fits now. `Ok(None)` = nothing fits now.
+    ///
+    /// # Safety
+    /// Every byte that `bufs` names is readable during the call. Bytes that change meanwhile are sent in
+    /// either state.
+    unsafe fn send(&mut self, bufs: &[SgEntry]) -> io::Result<Option<usize>>;
+
+    /// The last known readiness, without a syscall. A stream that found nothing to receive reports
+    /// `readable: false` until its wake-up source says otherwise; hot streams may be tried regardless.
+    fn ready(&self) -> Ready;
+
+    /// Asks to wake this core when the stream becomes readable, or also writable. Cheap when already armed.
+    /// The event shows in [`ready`](Self::ready) on a later turn.
+    fn arm(&mut self, writable_too: bool);
+
+    /// The other end.
+    fn peer_addr(&self) -> SocketAddr;
+
+    /// This end.
+    fn local_addr(&self) -> SocketAddr;
+
+    /// Announces end of stream; what was sent before still arrives.
+    fn shutdown(&mut self);
+}
+
+/// A listening socket. Lives on one core; wakes it when somebody knocks.
+pub trait Listener {
+    /// The next connection, if any waits. Without a known waiting connection this makes no syscall.
+    fn accept(&mut self) -> io::Result<Option<Box<dyn ByteStream>>>;
+
+    /// Where it listens (with the port filled in when 0 was asked for).
+    fn local_addr(&self) -> SocketAddr;
+}
+
+/// Where streams come from: sockets, or the simulator.
+pub trait Network {
+    /// Listens on `addr`.
+    fn listen(&self, addr: SocketAddr) -> io::Result<Box<dyn Listener>>;
+
+    /// Starts to connect; returns at once. The stream becomes writable when connected; a failure shows as
+    /// the error of the first send.
+    fn connect(&self, addr: SocketAddr) -> io::Result<Box<dyn ByteStream>>;
+}

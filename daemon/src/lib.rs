@@ -1,0 +1,1 @@
+//! The Keelson daemon as a library.
