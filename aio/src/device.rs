@@ -57,6 +57,9 @@ bitflags::bitflags! {
         const COPY = 1 << 8;
         /// Refuses everything that changes blocks.
         const READ_ONLY = 1 << 9;
+        /// Answers every valid read with [`IoFlags::MAY_LEND`](crate::IoFlags::MAY_LEND) by lending, so that
+        /// such a read may come with an empty list. Without this bit the list has to be complete.
+        const LENDS = 1 << 10;
     }
 }
 
@@ -151,6 +154,16 @@ pub trait BlockDevice: Send + Sync + 'static {
     fn rescan(&self) -> Result<BlockCount, DeviceError> {
         Ok(self.size())
     }
+
+    /// Changes the size, where the device can; announces it by [`DeviceEvent::Resized`]. Returns the new size.
+    fn resize(&self, blocks: BlockCount) -> Result<BlockCount, DeviceError> {
+        let _ = blocks;
+        Err(DeviceError::Unsupported { op: "resize", device: self.name().to_owned() })
+    }
+
+    /// Takes the device out of use: announces [`DeviceEvent::Removed`], later I/O on every channel fails with
+    /// [`REMOVED`](crate::check::REMOVED). What is in flight completes first. Repeating it does nothing.
+    fn remove(&self);
 
     /// Opens the data side for the core that calls. The channel never leaves that core's thread.
     /// Dropping the future opens nothing.

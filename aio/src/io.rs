@@ -11,6 +11,10 @@ pub struct Lba(pub u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct BlockCount(pub u64);
 
+/// Most ranges of one Unmap or Copy: what one Dataset Management command can carry (NVM Command Set 1.0,
+/// section 3.2.3).
+pub const MAX_RANGES: usize = 256;
+
 /// Blocks `[start, start + blocks)`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct BlockRange {
@@ -108,7 +112,7 @@ pub struct Io<'a> {
     pub sg: &'a [SgEntry],
     /// Second payload: the write half of [`Opcode::CompareAndWrite`].
     pub second: &'a [SgEntry],
-    /// Ranges of Unmap, sources of Copy.
+    /// Ranges of Unmap, sources of Copy; at most [`MAX_RANGES`].
     pub ranges: &'a [BlockRange],
 }
 

@@ -3,12 +3,14 @@
 //! # Map
 //! - [`device`]: the contract. A [`BlockDevice`] is the control side, an [`IoChannel`] the per-core data side.
 //! - [`io`]: what crosses the contract: [`Io`], [`Token`], [`Completion`].
+//! - [`check`]: is this I/O valid on that device? Used by every device before it takes one.
 //! - [`sg`]: scatter-gather entries and the regions that they name.
 //! - [`poller`]: what the reactor drives.
 //! - [`stream`]: byte streams and listeners, as the reactor's sockets and the simulator provide them.
 //! - [`time`]: the clock that everything below takes as an argument.
 #![warn(missing_docs)]
 
+pub mod check;
 pub mod device;
 pub mod io;
 pub mod poller;
@@ -20,7 +22,7 @@ pub use device::{
     BlockDevice, Busy, Cancel, Capabilities, DeviceError, DeviceEvent, Geometry, IoChannel, LocalBoxFuture,
     Sleep,
 };
-pub use io::{BlockCount, BlockRange, Completion, Io, IoFlags, Lba, Lent, Opcode, Token};
+pub use io::{BlockCount, BlockRange, Completion, Io, IoFlags, Lba, Lent, MAX_RANGES, Opcode, Token};
 pub use nvme::Status as IoStatus;
 pub use poller::Poller;
 pub use sg::{RegionId, SgEntry};
