@@ -20,7 +20,12 @@ pub const WRITE_PROTECTED: IoStatus = IoStatus::new(nvme::status::sct::GENERIC, 
 ///
 /// Order: opcode (Invalid Opcode), write protection, range (LBA Out of Range), size and list (Invalid
 /// Field). A length of zero blocks is valid, and there is nothing to do then; a zero-length list entry is not.
-pub fn validate(io: &Io<'_>, geometry: &Geometry, caps: Capabilities, size: BlockCount) -> Result<(), IoStatus> {
+pub fn validate(
+    io: &Io<'_>,
+    geometry: &Geometry,
+    caps: Capabilities,
+    size: BlockCount,
+) -> Result<(), IoStatus> {
     let (needs, changes) = match io.opcode {
         Opcode::Read => return validate_transfer(io, geometry, caps, size),
         Opcode::Write => (Capabilities::empty(), true),
@@ -52,7 +57,12 @@ pub fn validate(io: &Io<'_>, geometry: &Geometry, caps: Capabilities, size: Bloc
 
 /// Checks an opcode that moves `blocks` blocks between the device and one or two lists.
 #[inline]
-fn validate_transfer(io: &Io<'_>, g: &Geometry, caps: Capabilities, size: BlockCount) -> Result<(), IoStatus> {
+fn validate_transfer(
+    io: &Io<'_>,
+    g: &Geometry,
+    caps: Capabilities,
+    size: BlockCount,
+) -> Result<(), IoStatus> {
     in_range(io, io.blocks, size)?;
     if io.blocks.0 > u64::from(g.max_blocks) {
         return Err(IoStatus::INVALID_FIELD);
