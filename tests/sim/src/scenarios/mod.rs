@@ -1,0 +1,8 @@
+//! What is simulated. Each scenario is one file; [`ALL`] is what the command line knows.
+
+pub mod bytes;
+
+use crate::seeds::Scenario;
+
+/// Every scenario.
+pub const ALL: &[&Scenario] = &[&bytes::SCENARIO];
