@@ -186,9 +186,8 @@ impl Fabric {
             }
             _ => false,
         };
-        let mut window = || {
-            self.rng.between(*self.config.window_bytes.start(), *self.config.window_bytes.end()) as usize
-        };
+        let mut window =
+            || self.rng.between(*self.config.window_bytes.start(), *self.config.window_bytes.end()) as usize;
         let pipes = [Pipe::new(window(), now), Pipe::new(window(), now)];
         let client = SocketAddr::new(from, self.fresh_port(from));
         self.conns.push(Conn {

@@ -156,7 +156,8 @@ fn converse(rng: &mut Rng, clock: &SimClock, net: &SimNet, lossless: bool) -> Re
     let mut byte = [0];
     clock.advance(Duration::from_secs(1));
     // SAFETY: the entries name `byte`.
-    if !matches!(unsafe { refused.send(&pieces(&mut byte, 0)) }, Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused) {
+    if !matches!(unsafe { refused.send(&pieces(&mut byte, 0)) }, Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused)
+    {
         return Err(Violation::new("a connect to a closed port was not refused"));
     }
     if lossless {
