@@ -13,6 +13,7 @@
 pub mod check;
 pub mod device;
 pub mod io;
+pub mod memory;
 pub mod poller;
 pub mod sg;
 pub mod stream;
