@@ -67,7 +67,9 @@ pub enum MemoryError {
         source: std::io::Error,
     },
     /// [`Memory::init_process`] came after the first use of the process-wide registry.
-    #[error("the process-wide memory registry is in use already; configure it before the first reactor starts")]
+    #[error(
+        "the process-wide memory registry is in use already; configure it before the first reactor starts"
+    )]
     AlreadyInUse,
 }
 
