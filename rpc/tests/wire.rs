@@ -10,7 +10,7 @@ use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorProto, Fi
 const PACKAGE: &str = ".mayastor.v1.";
 
 fn descriptors() -> FileDescriptorSet {
-    FileDescriptorSet::decode(rpc::FILE_DESCRIPTOR_SET).unwrap()
+    FileDescriptorSet::decode(rpc::FILE_DESCRIPTOR_SET).expect("the build script wrote it")
 }
 
 /// Every fact of a file, in the words of the fixture.
