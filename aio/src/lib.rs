@@ -2,22 +2,28 @@
 //!
 //! # Map
 //! - [`device`]: the contract. A [`BlockDevice`] is the control side, an [`IoChannel`] the per-core data side.
+//! - [`devices`]: malloc, null, files and block devices, and the simulated one.
 //! - [`io`]: what crosses the contract: [`Io`], [`Token`], [`Completion`].
 //! - [`check`]: is this I/O valid on that device? Used by every device before it takes one.
 //! - [`sg`]: scatter-gather entries and the regions that they name.
+//! - [`sgmem`]: copies between such entries and memory.
 //! - [`poller`]: what the reactor drives.
 //! - [`stream`]: byte streams and listeners, as the reactor's sockets and the simulator provide them.
+//! - [`uri`]: device URIs, in Mayastor's forms.
 //! - [`time`]: the clock that everything below takes as an argument.
 #![warn(missing_docs)]
 
 pub mod check;
 pub mod device;
+pub mod devices;
 pub mod io;
 pub mod memory;
 pub mod poller;
 pub mod sg;
+pub mod sgmem;
 pub mod stream;
 pub mod time;
+pub mod uri;
 
 pub use device::{
     BlockDevice, Busy, Cancel, Capabilities, DeviceError, DeviceEvent, Geometry, IoChannel, LocalBoxFuture,
@@ -29,3 +35,4 @@ pub use poller::Poller;
 pub use sg::{RegionId, SgEntry};
 pub use stream::{ByteStream, Listener, Network, Ready};
 pub use time::{Clock, Instant};
+pub use uri::{DeviceUri, UriError};

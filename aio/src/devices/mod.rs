@@ -1,0 +1,37 @@
+//! Devices that need nothing but this crate.
+//!
+//! # Map
+//! - [`malloc`]: a RAM disk. - [`null`]: stores nothing.
+//! - Parts: [`events`] (subscribers), `instant_queue` (completions of work done at submission), `token_map`,
+//!   `exclusion` (Compare and Write against other cores), `ram` (the mapping), [`prng`] (seeded numbers).
+//!
+//! [`create`] makes a device of a URI.
+
+pub mod events;
+mod exclusion;
+mod instant_queue;
+pub mod malloc;
+pub mod null;
+pub mod prng;
+mod ram;
+mod token_map;
+
+use std::sync::Arc;
+
+use crate::device::{BlockDevice, DeviceError};
+use crate::uri::DeviceUri;
+
+pub use malloc::Malloc;
+pub use null::Null;
+
+/// Makes the device that `uri` describes. The schemes of other crates are refused as unsupported.
+pub fn create(uri: &DeviceUri) -> Result<Arc<dyn BlockDevice>, DeviceError> {
+    match uri {
+        DeviceUri::Malloc(m) => Ok(Arc::new(Malloc::new(m)?)),
+        DeviceUri::Null(m) => Ok(Arc::new(Null::new(m)?)),
+        other => Err(DeviceError::Unsupported {
+            op: "creating a device of this scheme",
+            device: other.to_string(),
+        }),
+    }
+}
