@@ -164,3 +164,74 @@ file_system() {
     xfs) check "$label: xfs_repair -n" xfs_repair -n "$device" ;;
     esac
 }
+
+# ---- the daemon
+
+keelson() { "$KEELSON" "$@"; }
+PREFIX=nqn.2019-05.io.openebs
+
+# daemon_start [flags of `keelson serve`...]: in the background, until its gRPC answers.
+daemon_start() {
+    "$KEELSON" serve -N guest "$@" >>/run/keelson.log 2>&1 &
+    daemon=$!
+    until_true 60 "$KEELSON" -q bdev list && return 0
+    not_ok "the daemon starts" "its gRPC does not answer"
+    tail -40 /run/keelson.log | sed 's/^/    /'
+    exit 1
+}
+
+# TERM drains and ends with status 0.
+daemon_stop() {
+    local status
+    kill -TERM $daemon
+    wait $daemon
+    status=$?
+    if [ $status = 0 ]; then ok "SIGTERM ends the daemon with status 0"; else not_ok "SIGTERM ends the daemon with status 0" "status $status"; tail -20 /run/keelson.log | sed 's/^/    /'; fi
+}
+
+# Nothing that a host did made the daemon complain of itself.
+check_daemon_log() {
+    if grep -qE 'panicked|invariant' /run/keelson.log; then
+        not_ok "the daemon's log shows no panic" "see below"
+        grep -E -A5 'panicked|invariant' /run/keelson.log | head -40 | sed 's/^/    /'
+    else
+        ok "the daemon's log shows no panic"
+    fi
+}
+
+# export_disk NAME URI: makes a device and shares it under PREFIX:NAME. NAME is what the URI names it.
+export_disk() {
+    check "bdev create $1" "$KEELSON" bdev create "$2" && has "bdev share $1" "nvmf\+tcp://.*:8420/$PREFIX:$1" "$KEELSON" bdev share "$1"
+}
+
+# A file system to keep disk files on: files on tmpfs have their own ideas about O_DIRECT and holes.
+data_folder() {
+    modprobe -a loop ext4
+    truncate -s "${1:-400}M" /run/data.img
+    mkfs.ext4 -q -F /run/data.img
+    mkdir -p /run/data
+    mount -o loop /run/data.img /run/data
+}
+
+# essentials LABEL: what any kernel must be able to do with a Keelson disk, on memory and on a file.
+essentials() {
+    modprobe nvme-tcp
+    data_folder 200
+    truncate -s 64M /run/data/disk
+    export_disk ram 'malloc:///ram?size_mb=384'
+    check "bdev create a file" "$KEELSON" bdev create "aio:///run/data/disk?blk_size=4096"
+    check "subsystem create" "$KEELSON" subsystem create file --namespace /run/data/disk
+    has "$1: discover" "subnqn: *$PREFIX:ram" nvme discover -t tcp -a "$TRADDR" -s "$TRSVCID" -q "$HOST_NQN" -I "$HOST_ID"
+    check "$1: connect with digests" nvme_connect "$PREFIX:ram" -g -G
+    check "$1: connect" nvme_connect "$PREFIX:file"
+    ram=$(wait_namespace "$PREFIX:ram" 1) || not_ok "$1: memory disk" "did not appear"
+    file=$(wait_namespace "$PREFIX:file" 1) || not_ok "$1: file disk" "did not appear"
+    verify_disk "$1: memory" "$ram" 512 8
+    verify_disk "$1: file" "$file" 4096 8
+    file_system "$1: memory" "$ram" xfs
+    file_system "$1: file" "$file" ext4
+    check "$1: disconnect" nvme disconnect-all
+    daemon_stop
+    check_daemon_log
+    check_kernel_log
+}
