@@ -88,8 +88,7 @@ pub fn h2c_data(tx: &mut TxQueue, agreed: &Agreed, cid: u16, span: DataSpan) {
 #[inline]
 pub fn c2h_data(tx: &mut TxQueue, agreed: &Agreed, cid: u16, span: DataSpan, success: bool) {
     let mut header = with_data(PduType::C2H_DATA, agreed, span.len_bytes);
-    header.flags =
-        header.flags.with_if(PduFlags::LAST_PDU, span.last).with_if(PduFlags::SUCCESS, success);
+    header.flags = header.flags.with_if(PduFlags::LAST_PDU, span.last).with_if(PduFlags::SUCCESS, success);
     let pdo = usize::from(header.pdo);
     let pdu = C2hData {
         header,

@@ -483,7 +483,9 @@ impl Engine {
                 let success = flags.contains(PduFlags::SUCCESS);
                 Ok(Some(Event::C2hData { cccid, span, success, data }))
             }
-            PduType::CAPSULE_RESP if running => Ok(Some(Event::Response(known(CapsuleResp::view(header)).cqe))),
+            PduType::CAPSULE_RESP if running => {
+                Ok(Some(Event::Response(known(CapsuleResp::view(header)).cqe)))
+            }
             PduType::R2T if running => {
                 let pdu = known(R2t::view(header));
                 let span = span_of(pdu.ttag.get(), pdu.r2to.get(), pdu.r2tl.get(), PduFlags::LAST_PDU);

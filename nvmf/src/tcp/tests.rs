@@ -3,7 +3,7 @@
 use core::ptr::NonNull;
 
 use aio::{RegionId, SgEntry};
-use nvme::command::{Cid, Cqe, NvmOpcode, Nsid, Sqe};
+use nvme::command::{Cid, Cqe, Nsid, NvmOpcode, Sqe};
 use nvme::tcp::{
     CapsuleCmd, DigestFlags, Fes, H2cData, IcReq, MAX_TERM_LEN_BYTES, PduError, PduFlags, PduHeader, PduType,
     Role, TermPdu, TermReq, crc32c,
@@ -268,8 +268,12 @@ fn term_of(wire: &[u8]) -> (PduType, Fes, u32, Vec<u8>) {
 
 #[test]
 fn malformed_pdus_end_in_the_right_term_req() {
-    let header = |kind, flags, hlen, pdo, plen: u32| {
-        PduHeader { kind, flags: PduFlags::from_bits(flags), hlen, pdo, plen: plen.into() }
+    let header = |kind, flags, hlen, pdo, plen: u32| PduHeader {
+        kind,
+        flags: PduFlags::from_bits(flags),
+        hlen,
+        pdo,
+        plen: plen.into(),
     };
     let with_body = |h: PduHeader| {
         let mut v = h.wire().to_vec();
@@ -293,8 +297,20 @@ fn malformed_pdus_end_in_the_right_term_req() {
         ("length zero", with_body(header(cmd, 0, 72, 0, 0)), field(4)),
         ("too much in-capsule data", with_body(header(cmd, 0, 72, 72, 72 + 8193)), field(4)),
         ("length enormous", with_body(header(cmd, 0, 72, 72, u32::MAX)), field(4)),
-        ("more than MAXH2CDATA", with_body(header(PduType::H2C_DATA, 0, 24, 24, 24 + 8196)), (Fes::LIMIT_EXCEEDED, 0)),
-        ("DATAL against PLEN", { let mut v = datal.wire().to_vec(); v.resize(88, 0); v }, field(16)),
+        (
+            "more than MAXH2CDATA",
+            with_body(header(PduType::H2C_DATA, 0, 24, 24, 24 + 8196)),
+            (Fes::LIMIT_EXCEEDED, 0),
+        ),
+        (
+            "DATAL against PLEN",
+            {
+                let mut v = datal.wire().to_vec();
+                v.resize(88, 0);
+                v
+            },
+            field(16),
+        ),
         ("second ICReq", IcReq::new(0, DigestFlags::NONE, 1).wire().to_vec(), (Fes::SEQUENCE_ERROR, 0)),
     ];
     for (name, bytes, (fes, fei)) in cases {
@@ -465,7 +481,10 @@ mod queue {
         });
         assert_eq!(taken, [2, 4, 5], "the one that began stays");
         let other = [8u8; 4];
-        q.replace_partly_sent(|e| SgEntry { len_bytes: e.len_bytes, ..entry(&other[4 - e.len_bytes as usize..]) });
+        q.replace_partly_sent(|e| SgEntry {
+            len_bytes: e.len_bytes,
+            ..entry(&other[4 - e.len_bytes as usize..])
+        });
         assert_eq!(sent(&q), [8, 8, 8, 3, 3, 9, 9, 9, 9]);
         pdu(&mut q, &[7; 2], &data, 7);
         assert_eq!(q.unsent_bytes(), 3 + 6 + 6);

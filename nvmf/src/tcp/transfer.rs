@@ -54,8 +54,7 @@ impl Inbound {
         let len_bytes = (self.total - self.asked).min(max_bytes);
         let span = DataSpan { ttag, offset_bytes: self.asked, len_bytes, last: true };
         self.asked += len_bytes;
-        self.grants[usize::from(self.outstanding)] =
-            Grant { ttag, at: span.offset_bytes, end: self.asked };
+        self.grants[usize::from(self.outstanding)] = Grant { ttag, at: span.offset_bytes, end: self.asked };
         self.outstanding += 1;
         Some(span)
     }
@@ -110,10 +109,7 @@ impl Outbound {
         if usize::from(self.outstanding) >= (max_outstanding as usize).min(MAX_OUTSTANDING_R2T) {
             return Err(PduError::LimitExceeded);
         }
-        if r2t.offset_bytes != self.asked
-            || r2t.len_bytes == 0
-            || r2t.len_bytes > self.total - self.asked
-        {
+        if r2t.offset_bytes != self.asked || r2t.len_bytes == 0 || r2t.len_bytes > self.total - self.asked {
             return Err(PduError::OutOfRange);
         }
         self.asked += r2t.len_bytes;

@@ -115,7 +115,10 @@ impl TxQueue {
             at = 0;
         }
         self.ring_tail += bytes.len() as u64;
-        assert!(self.ring_tail - self.ring_head <= cap, "invariant: room was checked before the PDU was begun");
+        assert!(
+            self.ring_tail - self.ring_head <= cap,
+            "invariant: room was checked before the PDU was begun"
+        );
         let cells = &self.ring[at..at + bytes.len()];
         for (cell, byte) in cells.iter().zip(bytes) {
             cell.set(*byte);
@@ -263,8 +266,7 @@ impl TxQueue {
             let count = segs.len();
             self.segs.copy_within(segs, write_seg);
             let (start, end) = (position, position + (pdu.end - pdu.start));
-            self.pdus[write_pdu] =
-                TxPdu { start, end, first_seg: self.base + write_seg as u64, ..pdu };
+            self.pdus[write_pdu] = TxPdu { start, end, first_seg: self.base + write_seg as u64, ..pdu };
             (write_pdu, write_seg, position) = (write_pdu + 1, write_seg + count, end);
         }
         self.segs.truncate(write_seg);
