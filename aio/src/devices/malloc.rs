@@ -15,6 +15,7 @@
 //! Copies between callers' lists and the mapping; `submit`'s contract makes the lists valid, and
 //! [`check::validate`] makes the offsets fit.
 
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -198,6 +199,12 @@ impl Shared {
         lba.0 << self.geometry.block_bytes.trailing_zeros()
     }
 
+    /// The memory of a block that exists, or the end of the device.
+    #[inline]
+    fn at(&self, lba: Lba) -> NonNull<u8> {
+        self.ram.at(self.offset_bytes(lba))
+    }
+
     fn zero(&self, range: BlockRange) {
         let block_bytes = u64::from(self.geometry.block_bytes);
         self.ram.zero(self.offset_bytes(range.start), range.blocks.0 * block_bytes);
@@ -219,14 +226,13 @@ impl IoChannel for Channel {
             self.queue.complete(token, status);
             return Ok(());
         }
-        let mem = shared.ram.at(shared.offset_bytes(io.lba));
         if io.opcode == Opcode::Read && io.flags.contains(IoFlags::MAY_LEND) && io.blocks.0 > 0 {
             let len_bytes = io.blocks.0 as u32 * shared.geometry.block_bytes;
-            self.queue.lend(token, SgEntry { ptr: mem, len_bytes, region: RegionId::NONE });
+            self.queue.lend(token, SgEntry { ptr: shared.at(io.lba), len_bytes, region: RegionId::NONE });
             return Ok(());
         }
         // SAFETY: the caller's promise about the lists, and `admit` checked lengths and range.
-        let status = unsafe { self.execute(io, mem.as_ptr()) };
+        let status = unsafe { self.execute(io) };
         self.queue.complete(token, status);
         Ok(())
     }
@@ -280,23 +286,25 @@ impl Channel {
         check::validate(io, &self.shared.geometry, CAPABILITIES, self.shared.size())
     }
 
-    /// Does the work of a valid `io` whose blocks start at `mem`.
+    /// Does the work of a valid `io`.
     ///
     /// # Safety
     /// The lists are valid as `submit` demands, and `io` passed `admit`.
     #[inline]
-    unsafe fn execute(&self, io: &Io<'_>, mem: *mut u8) -> IoStatus {
+    unsafe fn execute(&self, io: &Io<'_>) -> IoStatus {
         let shared = &*self.shared;
+        // Only for opcodes whose `lba` was checked: Flush and Unmap may carry anything there.
+        let mem = || shared.at(io.lba).as_ptr();
         match io.opcode {
             Opcode::Read => {
                 // SAFETY: the lists are the caller's, the device's bytes fit; neither overlaps the other
                 // unless the caller lends us our own memory back, which `submit` forbids.
-                unsafe { sgmem::scatter(mem, io.sg) };
+                unsafe { sgmem::scatter(mem(), io.sg) };
             }
             Opcode::Write => {
                 let _guard = self.writer.enter();
                 // SAFETY: as for Read.
-                unsafe { sgmem::gather(io.sg, mem) };
+                unsafe { sgmem::gather(io.sg, mem()) };
             }
             Opcode::Flush | Opcode::Verify => {}
             Opcode::WriteZeroes => {
@@ -309,24 +317,24 @@ impl Channel {
             }
             Opcode::Compare => {
                 // SAFETY: as for Read.
-                if !unsafe { sgmem::equal(io.sg, mem) } {
+                if !unsafe { sgmem::equal(io.sg, mem()) } {
                     return IoStatus::COMPARE_FAILURE;
                 }
             }
             Opcode::CompareAndWrite => {
                 return self.writer.exclusively(|| {
                     // SAFETY: as for Read.
-                    if !unsafe { sgmem::equal(io.sg, mem) } {
+                    if !unsafe { sgmem::equal(io.sg, mem()) } {
                         return IoStatus::COMPARE_FAILURE;
                     }
                     // SAFETY: as for Read.
-                    unsafe { sgmem::gather(io.second, mem) };
+                    unsafe { sgmem::gather(io.second, mem()) };
                     IoStatus::SUCCESS
                 });
             }
             Opcode::Copy => {
                 let _guard = self.writer.enter();
-                self.copy(io.ranges, mem);
+                self.copy(io.ranges, mem());
             }
         }
         IoStatus::SUCCESS
@@ -336,7 +344,7 @@ impl Channel {
     fn copy(&self, ranges: &[BlockRange], mut dst: *mut u8) {
         let shared = &*self.shared;
         for range in ranges {
-            let src = shared.ram.at(shared.offset_bytes(range.start)).as_ptr();
+            let src = shared.at(range.start).as_ptr();
             let len = (range.blocks.0 * u64::from(shared.geometry.block_bytes)) as usize;
             // SAFETY: both ranges lie within the device; they may overlap, which this copy allows.
             unsafe { core::ptr::copy(src, dst, len) };

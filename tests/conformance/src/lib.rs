@@ -1,0 +1,138 @@
+//! One suite that every block device passes.
+//!
+//! A device's test writes a [`Fixture`], which makes fresh devices and drives whatever they need to make
+//! progress, and calls [`run`]. Each case gets a device of its own, checks one property of the contract in
+//! `aio::device`, and panics with the property's name when it does not hold. Accounting is everywhere: a
+//! completion for an unknown token, a second one, a missing one, or more than the budget fails any case.
+//!
+//! # Map
+//! - [`bench`]: drives one channel and keeps the accounts. - [`buf`]: the payload memory.
+//! - `cases`: [bounds, shapes], [data, semantics], [queueing, lifecycle], [cores].
+//!
+//! # Unsafe
+//! `bench` and `buf` hand memory to devices and read what they lent.
+#![allow(clippy::unwrap_used, reason = "all of this is test code: a panic is a failed test")]
+#![allow(clippy::result_large_err, reason = "a refused request goes back to its owner")]
+
+pub mod bench;
+pub mod buf;
+mod cases;
+
+use std::cell::RefCell;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use aio::{BlockCount, BlockDevice};
+
+/// How long anything may take before it counts as hanging. Generous: test machines are slow and shared.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The device that a case asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Spec {
+    /// Logical block size.
+    pub block_bytes: u32,
+    /// Size.
+    pub blocks: u64,
+}
+
+/// Lets a thread's devices make progress: turns the reactor, moves the simulated clock.
+pub trait Driver {
+    /// One round. Must not block for long.
+    fn turn(&mut self);
+}
+
+/// For devices that need nothing but being polled.
+pub struct NoDriver;
+
+impl Driver for NoDriver {
+    fn turn(&mut self) {}
+}
+
+/// The driver of one thread, shared by the channels on it.
+pub type DriverRef = Rc<RefCell<dyn Driver>>;
+
+/// What the suite has to know about a device beyond its own description.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Reads give back what was written. False only for `null`: then reads give zeroes.
+    pub retains_data: bool,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// How many random operations the longer cases do.
+    pub effort: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { retains_data: true, seed: 0x6b65_656c, effort: 2000 }
+    }
+}
+
+/// Makes devices of one kind.
+pub trait Fixture: Sync {
+    /// A fresh device. Contents are anything, of the size and block size asked for.
+    fn create(&self, spec: Spec, driver: &DriverRef) -> Arc<dyn BlockDevice>;
+
+    /// The driver of the thread that calls. Called once a thread.
+    fn driver(&self) -> DriverRef {
+        Rc::new(RefCell::new(NoDriver))
+    }
+
+    /// What to expect.
+    fn options(&self) -> Options {
+        Options::default()
+    }
+
+    /// Makes the device larger, from outside where that is how it happens. False = this kind cannot grow.
+    fn grow(&self, device: &Arc<dyn BlockDevice>, blocks: BlockCount) -> bool {
+        device.resize(blocks).is_ok()
+    }
+}
+
+/// Runs every case with the block size, each on a fresh device. Panics at the first that fails; prints the
+/// names of those that do not apply.
+pub fn run(fixture: &dyn Fixture, block_bytes: u32) {
+    let driver = fixture.driver();
+    let mut skipped = Vec::new();
+    for (name, case) in cases::ALL {
+        let guard = NameOnPanic { case: name, block_bytes };
+        let started = Instant::now();
+        let world = bench::World::new(fixture, driver.clone(), block_bytes);
+        if !case(&world) {
+            skipped.push(*name);
+        }
+        println!("  {name}: {:.0?}", started.elapsed());
+        core::mem::forget(guard);
+    }
+    println!("{} cases at {block_bytes} B, not applicable: {skipped:?}", cases::ALL.len() - skipped.len());
+}
+
+/// Runs a future of the control side while its thread's driver turns.
+pub fn block_on<T>(driver: &DriverRef, future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    let mut context = Context::from_waker(Waker::noop());
+    let started = Instant::now();
+    loop {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
+            return value;
+        }
+        assert!(started.elapsed() < PATIENCE, "a control operation hangs");
+        driver.borrow_mut().turn();
+    }
+}
+
+/// Says which case failed; forgotten when it did not.
+struct NameOnPanic {
+    case: &'static str,
+    block_bytes: u32,
+}
+
+impl Drop for NameOnPanic {
+    fn drop(&mut self) {
+        eprintln!("FAILED: conformance case {} with {} B blocks", self.case, self.block_bytes);
+    }
+}
