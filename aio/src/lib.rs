@@ -10,6 +10,10 @@
 //! - [`poller`]: what the reactor drives.
 //! - [`stream`]: byte streams and listeners, as the reactor's sockets and the simulator provide them.
 //! - [`uri`]: device URIs, in Mayastor's forms.
+//! - [`reactor`]: the per-core event loop: turn, sleep, tasks, timers, mailbox; io_uring or epoll beneath.
+//! - [`memory`]: the registry of regions, and per-core pools of I/O buffers.
+//! - [`net`]: TCP sockets as byte streams.
+//! - `ring` (inside): the core's io_uring, which files, sockets and wake-ups share.
 //! - [`time`]: the clock that everything below takes as an argument.
 #![warn(missing_docs)]
 
@@ -18,7 +22,10 @@ pub mod device;
 pub mod devices;
 pub mod io;
 pub mod memory;
+pub mod net;
 pub mod poller;
+pub mod reactor;
+mod ring;
 pub mod sg;
 pub mod sgmem;
 pub mod stream;
@@ -30,8 +37,10 @@ pub use device::{
     Sleep,
 };
 pub use io::{BlockCount, BlockRange, Completion, Io, IoFlags, Lba, Lent, MAX_RANGES, Opcode, Token};
+pub use memory::{DmaBuf, DmaPool, DmaPools, Memory};
 pub use nvme::Status as IoStatus;
 pub use poller::Poller;
+pub use reactor::{Core, CoreHandle, CoreId, Reactor, ReactorConfig};
 pub use sg::{RegionId, SgEntry};
 pub use stream::{ByteStream, Listener, Network, Ready};
 pub use time::{Clock, Instant};

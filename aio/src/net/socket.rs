@@ -1,0 +1,125 @@
+//! System calls on sockets.
+//!
+//! Needs `unsafe` for `recvmsg` and `sendmsg` on memory that is named by raw pointers.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with, sockopt};
+
+use crate::sg::SgEntry;
+
+/// Entries that one call takes; longer lists are sent or received in part, as if the socket had taken less. The array
+/// stands on the stack; 64 entries hold 32 reads of 4 KiB with their headers.
+pub(super) const MAX_IOV: usize = 64;
+
+fn family(addr: &SocketAddr) -> AddressFamily {
+    match addr {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    }
+}
+
+/// A non-blocking TCP socket for addresses like `addr`.
+pub(super) fn tcp(addr: &SocketAddr) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(socket_with(family(addr), SocketType::STREAM, flags, Some(ipproto::TCP))?)
+}
+
+/// A listening socket. `[::]` takes IPv4 as well.
+pub(super) fn listening(addr: SocketAddr, backlog: i32) -> io::Result<OwnedFd> {
+    let fd = tcp(&addr)?;
+    // A restarted daemon gets its port back at once; two daemons still cannot share it.
+    sockopt::set_socket_reuseaddr(&fd, true)?;
+    if let SocketAddr::V6(v6) = addr {
+        sockopt::set_ipv6_v6only(&fd, !v6.ip().is_unspecified())?;
+    }
+    rustix::net::bind(&fd, &addr)?;
+    rustix::net::listen(&fd, backlog)?;
+    Ok(fd)
+}
+
+/// Options of every connected stream.
+pub(super) fn set_stream_options(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // Requests and answers are small and waited for; we gather them ourselves.
+    sockopt::set_tcp_nodelay(fd, true)?;
+    Ok(())
+}
+
+pub(super) fn local_addr(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
+    let any = rustix::net::getsockname(fd)?;
+    SocketAddr::try_from(any).map_err(|_| io::ErrorKind::AddrNotAvailable.into())
+}
+
+pub(super) fn peer_addr(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
+    let any = rustix::net::getpeername(fd)?.ok_or(io::ErrorKind::NotConnected)?;
+    SocketAddr::try_from(any).map_err(|_| io::ErrorKind::AddrNotAvailable.into())
+}
+
+/// `Ok(None)` for "not now".
+fn outcome(n: isize) -> io::Result<Option<usize>> {
+    if let Ok(n) = usize::try_from(n) {
+        return Ok(Some(n));
+    }
+    let e = io::Error::last_os_error();
+    match e.kind() {
+        // A signal before anything was moved: the same as nothing there, and the caller comes again.
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(None),
+        _ => Err(e),
+    }
+}
+
+/// Fills `iov` from the first entries of `bufs`; returns how many.
+fn gather(bufs: &[SgEntry], iov: &mut [MaybeUninit<libc::iovec>; MAX_IOV]) -> usize {
+    for (slot, e) in iov.iter_mut().zip(bufs) {
+        slot.write(libc::iovec { iov_base: e.ptr.as_ptr().cast(), iov_len: e.len_bytes as usize });
+    }
+    bufs.len().min(MAX_IOV)
+}
+
+fn header(iov: &mut [MaybeUninit<libc::iovec>; MAX_IOV], len: usize) -> libc::msghdr {
+    // SAFETY: all zeroes is a valid header: no address, no vectors, no control data.
+    let mut msg: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    msg.msg_iov = iov.as_mut_ptr().cast();
+    msg.msg_iovlen = len as _;
+    msg
+}
+
+/// One receive into the first [`MAX_IOV`] entries of `bufs`.
+///
+/// # Safety
+/// Their bytes are writable and untouched by others during the call.
+pub(super) unsafe fn recv(fd: BorrowedFd<'_>, bufs: &[SgEntry]) -> io::Result<Option<usize>> {
+    if let [one] = bufs {
+        let (ptr, len) = (one.ptr.as_ptr().cast(), one.len_bytes as usize);
+        // SAFETY: promised by the caller.
+        return outcome(unsafe { libc::recv(fd.as_raw_fd(), ptr, len, libc::MSG_DONTWAIT) });
+    }
+    let mut iov = [const { MaybeUninit::uninit() }; MAX_IOV];
+    let len = gather(bufs, &mut iov);
+    let mut msg = header(&mut iov, len);
+    // SAFETY: `msg` names `len` initialised vectors, and their memory is promised by the caller.
+    outcome(unsafe { libc::recvmsg(fd.as_raw_fd(), &mut msg, libc::MSG_DONTWAIT) })
+}
+
+/// One send of the first [`MAX_IOV`] entries of `bufs`.
+///
+/// # Safety
+/// Their bytes are readable during the call.
+pub(super) unsafe fn send(fd: BorrowedFd<'_>, bufs: &[SgEntry]) -> io::Result<Option<usize>> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    if let [one] = bufs {
+        let (ptr, len) = (one.ptr.as_ptr().cast_const().cast(), one.len_bytes as usize);
+        // SAFETY: promised by the caller.
+        return outcome(unsafe { libc::send(fd.as_raw_fd(), ptr, len, flags) });
+    }
+    let mut iov = [const { MaybeUninit::uninit() }; MAX_IOV];
+    let len = gather(bufs, &mut iov);
+    let msg = header(&mut iov, len);
+    // SAFETY: `msg` names `len` initialised vectors, and their memory is promised by the caller. `ptr::from_ref` only
+    // gives the header's address.
+    outcome(unsafe { libc::sendmsg(fd.as_raw_fd(), ptr::from_ref(&msg), flags) })
+}

@@ -1,0 +1,174 @@
+//! TCP streams and listeners on a core.
+
+use std::cell::Cell;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::net::{Shutdown, SocketFlags, sockopt};
+
+use super::socket;
+use crate::reactor::Watch;
+use crate::reactor::watch::Watcher;
+use crate::sg::SgEntry;
+use crate::stream::{ByteStream, Listener, Network, Ready};
+
+/// Connections that the kernel completes while nobody accepts: a thousand hosts that come at once.
+const BACKLOG: i32 = 4096;
+
+/// TCP through the core's engine.
+pub struct SocketNetwork {
+    watcher: Watcher,
+}
+
+impl SocketNetwork {
+    pub(crate) fn new(watcher: Watcher) -> Self {
+        Self { watcher }
+    }
+}
+
+impl Network for SocketNetwork {
+    fn listen(&self, addr: SocketAddr) -> io::Result<Box<dyn Listener>> {
+        let fd = socket::listening(addr, BACKLOG)?;
+        let local = socket::local_addr(fd.as_fd())?;
+        let watch = Watch::new(self.watcher.clone(), fd)?;
+        watch.arm(false);
+        Ok(Box::new(TcpListener { watch, local, watcher: self.watcher.clone() }))
+    }
+
+    fn connect(&self, addr: SocketAddr) -> io::Result<Box<dyn ByteStream>> {
+        let fd = socket::tcp(&addr)?;
+        socket::set_stream_options(fd.as_fd())?;
+        let connecting = match rustix::net::connect(&fd, &addr) {
+            Ok(()) => false,
+            Err(rustix::io::Errno::INPROGRESS) => true,
+            Err(e) => return Err(e.into()),
+        };
+        let local = socket::local_addr(fd.as_fd())?;
+        let watch = Watch::new(self.watcher.clone(), fd)?;
+        let stream = TcpStream { watch, peer: addr, local, connecting: Cell::new(connecting) };
+        stream.watch.arm(true);
+        Ok(Box::new(stream))
+    }
+}
+
+struct TcpStream {
+    watch: Watch<OwnedFd>,
+    peer: SocketAddr,
+    local: SocketAddr,
+    /// The handshake was not seen to end.
+    connecting: Cell<bool>,
+}
+
+impl TcpStream {
+    /// True when the handshake is over. Learns that from readiness, so a stream that still connects makes no syscall.
+    fn connected(&self) -> io::Result<bool> {
+        if !self.connecting.get() {
+            return Ok(true);
+        }
+        if !self.watch.ready().writable {
+            self.watch.arm(true);
+            return Ok(false);
+        }
+        sockopt::socket_error(self.watch.get_ref())??;
+        // Readiness may be reported wrongly; only a peer proves the connection.
+        if socket::peer_addr(self.watch.get_ref().as_fd()).is_err() {
+            self.watch.clear_writable();
+            self.watch.arm(true);
+            return Ok(false);
+        }
+        self.connecting.set(false);
+        Ok(true)
+    }
+}
+
+impl ByteStream for TcpStream {
+    unsafe fn recv(&mut self, bufs: &[SgEntry]) -> io::Result<Option<usize>> {
+        if self.connecting.get() && !self.connected()? {
+            return Ok(None);
+        }
+        // SAFETY: promised by the caller.
+        let got = unsafe { socket::recv(self.watch.get_ref().as_fd(), bufs) }?;
+        if got.is_none() {
+            self.watch.clear_readable();
+        }
+        Ok(got)
+    }
+
+    unsafe fn send(&mut self, bufs: &[SgEntry]) -> io::Result<Option<usize>> {
+        if self.connecting.get() && !self.connected()? {
+            return Ok(None);
+        }
+        // SAFETY: promised by the caller.
+        let sent = unsafe { socket::send(self.watch.get_ref().as_fd(), bufs) }?;
+        if sent.is_none() {
+            self.watch.clear_writable();
+        }
+        Ok(sent)
+    }
+
+    fn ready(&self) -> Ready {
+        self.watch.ready()
+    }
+
+    fn arm(&mut self, writable_too: bool) {
+        self.watch.arm(writable_too || self.connecting.get());
+    }
+
+    fn peer_addr(&self) -> SocketAddr {
+        self.peer
+    }
+
+    fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    fn shutdown(&mut self) {
+        // Fails only when the connection is gone already.
+        let _ = rustix::net::shutdown(self.watch.get_ref(), Shutdown::Write);
+    }
+}
+
+struct TcpListener {
+    watch: Watch<OwnedFd>,
+    local: SocketAddr,
+    watcher: Watcher,
+}
+
+impl TcpListener {
+    fn accepted(&self, fd: OwnedFd, peer: SocketAddr) -> io::Result<Box<dyn ByteStream>> {
+        socket::set_stream_options(fd.as_fd())?;
+        let local = socket::local_addr(fd.as_fd())?;
+        let watch = Watch::new(self.watcher.clone(), fd)?;
+        Ok(Box::new(TcpStream { watch, peer, local, connecting: Cell::new(false) }))
+    }
+}
+
+impl Listener for TcpListener {
+    fn accept(&mut self) -> io::Result<Option<Box<dyn ByteStream>>> {
+        if !self.watch.ready().readable {
+            self.watch.arm(false);
+            return Ok(None);
+        }
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        match rustix::net::acceptfrom_with(self.watch.get_ref(), flags) {
+            Ok((fd, peer)) => {
+                // A connection that is gone before it was accepted has no peer address; it is not worth an error.
+                let Some(peer) = peer.and_then(|p| SocketAddr::try_from(p).ok()) else { return Ok(None) };
+                self.accepted(fd, peer).map(Some)
+            }
+            Err(e) if e == rustix::io::Errno::AGAIN => {
+                self.watch.clear_readable();
+                self.watch.arm(false);
+                Ok(None)
+            }
+            // The knock was taken back.
+            Err(rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+}

@@ -1,0 +1,325 @@
+//! The reactor as a whole, on a manual clock and on real threads.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::task::{Context, Wake, Waker};
+use std::thread;
+use std::time::Instant as StdInstant;
+
+use super::*;
+
+fn config(engine: EngineChoice) -> ReactorConfig {
+    ReactorConfig { pin: false, engine, ..ReactorConfig::new(CoreId(7)) }
+}
+
+fn simulated() -> (Reactor, Rc<ManualClock>) {
+    let clock = Rc::new(ManualClock::default());
+    let r = Reactor::with_parts(config(EngineChoice::None), clock.clone(), Rc::new(NoNetwork)).unwrap();
+    (r, clock)
+}
+
+/// Every engine that this machine has; those that it lacks are named on standard output.
+pub(crate) fn engines() -> Vec<EngineChoice> {
+    let mut all = vec![EngineChoice::None, EngineChoice::Epoll];
+    match probe_io_uring() {
+        Ok(()) => all.push(EngineChoice::IoUring),
+        Err(e) => println!("SKIPPED: io_uring engine, not available here: {e}"),
+    }
+    all
+}
+
+/// Runs a future on the test's thread.
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut future = pin!(future);
+    loop {
+        if let std::task::Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return value;
+        }
+        thread::park();
+    }
+}
+
+#[derive(Default)]
+struct Probe {
+    log: Rc<RefCell<Vec<&'static str>>>,
+    work: usize,
+    sleep: Option<Sleep>,
+    end: bool,
+    panic: bool,
+}
+
+impl Poller for Probe {
+    fn poll(&mut self, _now: Instant) -> usize {
+        assert!(!self.panic, "as asked");
+        self.log.borrow_mut().push("poll");
+        std::mem::take(&mut self.work)
+    }
+    fn kick(&mut self) {
+        self.log.borrow_mut().push("kick");
+    }
+    fn prepare_sleep(&mut self, _now: Instant) -> Sleep {
+        self.log.borrow_mut().push("sleep");
+        self.sleep.unwrap_or(Sleep::Armed)
+    }
+    fn finished(&self) -> bool {
+        self.end
+    }
+}
+
+#[test]
+fn a_turn_goes_in_order() {
+    let (mut r, clock) = simulated();
+    let log = Rc::new(RefCell::new(Vec::new()));
+    let core = r.core();
+    core.add_poller(Rc::new(RefCell::new(Probe { log: log.clone(), ..Default::default() })));
+    static JOBS: AtomicU32 = AtomicU32::new(0);
+    core.handle().post(|| JOBS.store(1, Ordering::Relaxed)).unwrap();
+    let task_log = log.clone();
+    let c = core.clone();
+    drop(core.spawn(async move {
+        assert_eq!(JOBS.load(Ordering::Relaxed), 1, "the mailbox comes first");
+        task_log.borrow_mut().push("task");
+        c.sleep(Duration::from_nanos(5)).await;
+        task_log.borrow_mut().push("timer");
+    }));
+    assert_eq!(r.turn(), Turn::Busy);
+    assert_eq!(*log.borrow(), ["poll", "task", "kick"]);
+    clock.advance(Duration::from_nanos(5));
+    assert_eq!(r.turn(), Turn::Busy, "a timer fired");
+    assert_eq!(r.turn(), Turn::Busy, "its task ran");
+    assert_eq!(*log.borrow(), ["poll", "task", "kick", "poll", "kick", "poll", "timer", "kick"]);
+    assert_eq!(r.turn(), Turn::Idle);
+    let stats = core.stats();
+    assert_eq!((stats.turns, stats.busy_turns, stats.jobs, stats.timers_fired), (4, 3, 1, 1));
+    assert_eq!(stats.busy_ns, 5);
+}
+
+#[test]
+fn finished_pollers_go() {
+    let (mut r, _) = simulated();
+    let probe = Rc::new(RefCell::new(Probe::default()));
+    r.core().add_poller(probe.clone());
+    r.turn();
+    assert_eq!(Rc::strong_count(&probe), 2);
+    probe.borrow_mut().end = true;
+    r.turn();
+    assert_eq!(Rc::strong_count(&probe), 1);
+}
+
+#[test]
+fn panics_stay_where_they_happen() {
+    let (mut r, _) = simulated();
+    let core = r.core();
+    let (bad, good) = (Rc::new(RefCell::new(Probe::default())), Rc::new(RefCell::new(Probe::default())));
+    bad.borrow_mut().panic = true;
+    core.add_poller(bad.clone());
+    core.add_poller(good.clone());
+    let task = core.spawn(async { panic!("as asked") });
+    core.handle().post(|| panic!("as asked")).unwrap();
+    r.turn();
+    r.turn();
+    assert_eq!(core.stats().panics, 3);
+    assert_eq!(Rc::strong_count(&bad), 1, "dropped");
+    assert_eq!(*good.borrow().log.borrow(), ["poll", "kick", "poll", "kick"]);
+    let result = core.spawn(task);
+    r.turn();
+    assert_eq!(block_on(result), Ok(Err(JoinError::Panicked)));
+}
+
+#[test]
+fn join_and_abort() {
+    let (mut r, clock) = simulated();
+    let core = r.core();
+    let seven = core.spawn(async { 7 });
+    let c = core.clone();
+    let forever = core.spawn(async move { c.sleep(Duration::from_secs(9)).await });
+    r.turn();
+    assert_eq!(block_on(seven), Ok(7));
+    assert_eq!(core.live_tasks(), 1);
+    forever.abort();
+    assert!(forever.is_finished());
+    assert_eq!(block_on(forever), Err(JoinError::Aborted));
+    assert_eq!(core.live_tasks(), 0);
+    clock.advance(Duration::from_secs(10));
+    assert_eq!(r.turn(), Turn::Idle, "its timer went with it");
+}
+
+#[test]
+fn a_task_that_aborts_itself_ends() {
+    let (mut r, _) = simulated();
+    let core = r.core();
+    let own: Rc<RefCell<Option<JoinHandle<()>>>> = Rc::default();
+    let own2 = own.clone();
+    *own.borrow_mut() = Some(core.spawn(async move {
+        own2.borrow().as_ref().unwrap().abort();
+        std::future::pending().await
+    }));
+    r.turn();
+    assert_eq!(core.live_tasks(), 0);
+    assert_eq!(block_on(own.take().unwrap()), Err(JoinError::Aborted));
+}
+
+#[test]
+fn timeouts_drop_what_takes_too_long() {
+    let (mut r, clock) = simulated();
+    let core = r.core();
+    let c = core.clone();
+    let late =
+        core.spawn(async move { c.timeout(Duration::from_millis(5), std::future::pending::<()>()).await });
+    r.turn();
+    clock.advance(Duration::from_millis(5));
+    r.turn();
+    r.turn();
+    assert_eq!(block_on(late), Ok(Err(TimedOut)));
+}
+
+#[test]
+fn a_core_that_stops_answers_everybody() {
+    let (mut r, _) = simulated();
+    let handle = r.core().handle();
+    let waiting = handle.call(|| std::future::pending::<()>());
+    let caller = thread::spawn(move || block_on(waiting));
+    while r.turn() == Turn::Idle {
+        thread::yield_now();
+    }
+    r.turn();
+    drop(r);
+    assert_eq!(caller.join().unwrap(), Err(CoreGone(CoreId(7))));
+    assert!(handle.is_gone());
+    assert_eq!(handle.post(|| ()), Err(PostError::Gone));
+    assert_eq!(block_on(handle.call(async || 1)), Err(CoreGone(CoreId(7))));
+}
+
+#[test]
+fn calls_wait_for_room_in_the_mailbox() {
+    let mut cfg = config(EngineChoice::Auto);
+    cfg.mailbox_capacity = 2;
+    let handle = spawn_thread(cfg).unwrap();
+    let threads: Vec<_> = (0..8)
+        .map(|i| {
+            let h = handle.clone();
+            thread::spawn(move || {
+                (0..100).map(|j| block_on(h.call(async move || i * j)).unwrap()).sum::<i32>()
+            })
+        })
+        .collect();
+    let sum: i32 = threads.into_iter().map(|t| t.join().unwrap()).sum();
+    assert_eq!(sum, 28 * 4950);
+    handle.stop();
+    handle.join();
+}
+
+#[test]
+fn sleeping_cores_are_woken_by_the_mailbox_and_by_timers() {
+    for engine in engines() {
+        let handle = spawn_thread(ReactorConfig { spin_window: Duration::ZERO, ..config(engine) }).unwrap();
+        for _ in 0..20 {
+            thread::sleep(Duration::from_millis(2));
+            assert_eq!(block_on(handle.call(async || 5)), Ok(5));
+        }
+        let before = StdInstant::now();
+        block_on(handle.call(async || {
+            let core = Core::current().unwrap();
+            core.sleep(Duration::from_millis(20)).await;
+        }))
+        .unwrap();
+        let took = before.elapsed();
+        assert!(took >= Duration::from_millis(20), "{engine:?} {took:?}");
+        let stats = handle.stats();
+        assert!(stats.sleeps >= 15, "{engine:?} {stats:?}");
+        handle.stop();
+        handle.join();
+        assert!(handle.is_gone());
+    }
+}
+
+#[test]
+fn an_idle_core_does_not_turn() {
+    for engine in engines() {
+        let handle = spawn_thread(config(engine)).unwrap();
+        block_on(handle.call(async || ())).unwrap();
+        thread::sleep(Duration::from_millis(20));
+        let before = handle.stats().turns;
+        thread::sleep(Duration::from_millis(200));
+        assert_eq!(handle.stats().turns, before, "{engine:?}");
+        handle.stop();
+        handle.join();
+    }
+}
+
+#[test]
+fn tasks_are_woken_from_other_threads() {
+    for engine in engines() {
+        let handle = spawn_thread(config(engine)).unwrap();
+        let count = Arc::new(AtomicUsize::new(0));
+        for round in 0..50 {
+            let (tx, rx) = oneshot();
+            let count = count.clone();
+            let done = handle.call(move || async move {
+                count.fetch_add(rx.await.unwrap(), Ordering::Relaxed);
+            });
+            let waiter = thread::spawn(move || block_on(done));
+            if round % 2 == 0 {
+                thread::sleep(Duration::from_millis(1));
+            }
+            tx.send(1);
+            waiter.join().unwrap().unwrap();
+        }
+        assert_eq!(count.load(Ordering::Relaxed), 50);
+        handle.stop();
+        handle.join();
+    }
+}
+
+#[test]
+fn pollers_decide_about_sleep() {
+    let (mut r, _) = simulated();
+    let probe = Rc::new(RefCell::new(Probe { sleep: Some(Sleep::KeepPolling), ..Default::default() }));
+    r.core().add_poller(probe.clone());
+    r.turn();
+    // Returns although nothing would ever wake it.
+    r.sleep(None);
+    assert_eq!(r.core().stats().sleeps, 0);
+    probe.borrow_mut().sleep = Some(Sleep::Until(Instant::from_ns(2_000_000)));
+    let before = StdInstant::now();
+    r.sleep(None);
+    assert!(before.elapsed() >= Duration::from_millis(2));
+    assert_eq!(r.core().stats().sleeps, 1);
+}
+
+#[test]
+fn offloaded_work_comes_back_to_the_core() {
+    let handle = spawn_thread(config(EngineChoice::Auto)).unwrap();
+    let sum = block_on(handle.call(async || {
+        let here = thread::current().id();
+        let jobs: Vec<_> = (0..20).map(|i| offload(move || (i, thread::current().id()))).collect();
+        let mut sum = 0;
+        for job in jobs {
+            let (i, there) = job.await.unwrap();
+            assert_ne!(here, there);
+            sum += i;
+        }
+        sum
+    }));
+    assert_eq!(sum, Ok(190));
+    assert!(block_on(offload(|| panic!("as asked"))).is_err());
+    handle.stop();
+    handle.join();
+}
+
+#[test]
+fn a_cpu_that_does_not_exist_is_an_error() {
+    let mut cfg = ReactorConfig::new(CoreId(1_000_000));
+    cfg.engine = EngineChoice::None;
+    let text = spawn_thread(cfg).unwrap_err().to_string();
+    assert!(text.contains("1000000"), "{text}");
+    assert!(!allowed_cores().unwrap().is_empty());
+}
