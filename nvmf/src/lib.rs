@@ -1,3 +1,4 @@
 //! NVMe over Fabrics.
 
+pub mod target;
 pub mod tcp;

@@ -1,0 +1,1 @@
+//! Control operations: subsystems, namespaces, hosts, ANA states.

@@ -1,0 +1,1 @@
+//! What exists, as plain data for lists and metrics.
