@@ -208,7 +208,8 @@ impl CoreInbox {
             }
             let merged = matches!(
                 (&msg, queue.messages.back()),
-                (CoreMsg::Attend, Some(CoreMsg::Attend)) | (CoreMsg::RetryConnects, Some(CoreMsg::RetryConnects))
+                (CoreMsg::Attend, Some(CoreMsg::Attend))
+                    | (CoreMsg::RetryConnects, Some(CoreMsg::RetryConnects))
             );
             if !merged {
                 queue.messages.push_back(msg);
@@ -289,7 +290,10 @@ pub(super) struct Acks(Arc<Mutex<Tally>>);
 
 impl Acks {
     /// Posts `make(ack)` to every core.
-    pub(super) fn broadcast(cores: &[Arc<CoreInbox>], mut make: impl FnMut(&CoreInbox, Ack) -> CoreMsg) -> Self {
+    pub(super) fn broadcast(
+        cores: &[Arc<CoreInbox>],
+        mut make: impl FnMut(&CoreInbox, Ack) -> CoreMsg,
+    ) -> Self {
         let tally = Arc::new(Mutex::new(Tally { missing: cores.len(), failure: None, then: Then::Nothing }));
         for core in cores {
             core.post(make(core, Ack(Some(tally.clone()))));

@@ -134,11 +134,7 @@ fn try_connect(shared: &Arc<Shared>, request: &ConnectRequest<'_>) -> Result<Que
     if !subsystem.hosts.allows(connect.hostnqn.as_str()) {
         return Err(Status::CONNECT_INVALID_HOST.into());
     }
-    if sqe.qid().is_admin() {
-        connect.admin_queue(shared, &mut model)
-    } else {
-        connect.io_queue(subsystem)
-    }
+    if sqe.qid().is_admin() { connect.admin_queue(shared, &mut model) } else { connect.io_queue(subsystem) }
 }
 
 impl Connect<'_> {
@@ -152,9 +148,8 @@ impl Connect<'_> {
             return Err(ConnectError::sqe(ConnectError::KATO_OFFSET).into());
         }
         let full = model.controllers >= usize::from(shared.config.max_controllers);
-        let subsystem = model
-            .find_mut(self.subnqn.as_str())
-            .ok_or(ConnectError::data(ConnectData::SUBNQN_OFFSET))?;
+        let subsystem =
+            model.find_mut(self.subnqn.as_str()).ok_or(ConnectError::data(ConnectData::SUBNQN_OFFSET))?;
         if subsystem.has_dying(&self.hostnqn, self.hostid) {
             return Err(Stop::Wait);
         }
@@ -205,13 +200,13 @@ impl Connect<'_> {
 
     fn add_queue(&self, controller: &Arc<Controller>) -> Result<QueueGrant, Stop> {
         let flow = !self.sqe.cattr.contains(ConnectAttributes::DISABLE_SQ_FLOW_CONTROL);
-        controller.add_queue(self.sqe.qid(), self.sqe.entries(), flow, self.request.inbox).map_err(|refusal| {
-            match refusal {
+        controller.add_queue(self.sqe.qid(), self.sqe.entries(), flow, self.request.inbox).map_err(
+            |refusal| match refusal {
                 QueueRefusal::Draining => Stop::Wait,
                 QueueRefusal::Dead => ConnectError::data(ConnectData::CNTLID_OFFSET).into(),
                 QueueRefusal::BadQid => ConnectError::sqe(ConnectError::QID_OFFSET).into(),
                 QueueRefusal::NotReady | QueueRefusal::Taken => Status::SEQUENCE_ERROR.into(),
-            }
-        })
+            },
+        )
     }
 }

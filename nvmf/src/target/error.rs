@@ -32,7 +32,9 @@ pub enum TargetError {
         max: usize,
     },
     /// Empty, or outside of 1 to 0xffef.
-    #[error("controller id range {first:#x}..={last:#x} of subsystem {nqn} is not within 1..=0xffef, or is empty")]
+    #[error(
+        "controller id range {first:#x}..={last:#x} of subsystem {nqn} is not within 1..=0xffef, or is empty"
+    )]
     BadCntlidRange {
         /// Whose.
         nqn: String,

@@ -99,7 +99,8 @@ impl Subsystem {
     pub(super) fn take_cntlid(&mut self) -> Option<Cntlid> {
         let (first, last) = (*self.cntlids.start(), *self.cntlids.end());
         let from = self.next_cntlid.clamp(first, last);
-        let found = (from..=last).chain(first..from).map(Cntlid).find(|id| !self.controllers.contains_key(id))?;
+        let found =
+            (from..=last).chain(first..from).map(Cntlid).find(|id| !self.controllers.contains_key(id))?;
         self.next_cntlid = if found.0 == last { first } else { found.0 + 1 };
         Some(found)
     }

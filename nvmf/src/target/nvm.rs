@@ -196,7 +196,9 @@ pub fn payload(sqe: &Sqe, len_bytes: u32, to_host: bool) -> Result<Payload, Stat
     let (payload, stated) = match sqe.sgl1().parse()? {
         Sgl::Transport { len_bytes } if to_host => (Payload::ToHost, len_bytes),
         Sgl::Transport { len_bytes } => (Payload::FromHost, len_bytes),
-        Sgl::InCapsule { offset_bytes, len_bytes } if !to_host => (Payload::InCapsule { offset_bytes }, len_bytes),
+        Sgl::InCapsule { offset_bytes, len_bytes } if !to_host => {
+            (Payload::InCapsule { offset_bytes }, len_bytes)
+        }
         _ => return Err(Status::SGL_TYPE_INVALID),
     };
     if stated == len_bytes { Ok(payload) } else { Err(Status::DATA_SGL_LENGTH_INVALID) }

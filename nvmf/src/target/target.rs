@@ -85,12 +85,8 @@ impl Target {
                 ns.counters.push(counters.clone());
                 let (info, device) = (ns.info, ns.device.clone());
                 Acks::broadcast(only, |_, ack| {
-                    let attach = Attach {
-                        subsystem: id,
-                        info,
-                        device: device.clone(),
-                        counters: counters.clone(),
-                    };
+                    let attach =
+                        Attach { subsystem: id, info, device: device.clone(), counters: counters.clone() };
                     CoreMsg::Attach(attach, ack)
                 });
             }

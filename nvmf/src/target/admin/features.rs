@@ -158,7 +158,12 @@ impl Controller {
         Ok(AdminOutcome::success(u64::from(value)))
     }
 
-    pub(super) fn set_features(&self, sqe: &Sqe, data: &[u8], now: aio::Instant) -> Result<AdminOutcome, Status> {
+    pub(super) fn set_features(
+        &self,
+        sqe: &Sqe,
+        data: &[u8],
+        now: aio::Instant,
+    ) -> Result<AdminOutcome, Status> {
         let id = sqe.cdw10.get() as u8;
         let value = sqe.cdw11.get();
         if !self.has_feature(id, self.has_volatile_cache()) {
@@ -167,7 +172,8 @@ impl Controller {
         if sqe.cdw10.get() & 1 << 31 != 0 {
             return Err(Status::FEATURE_NOT_SAVEABLE);
         }
-        if sqe.nsid().is_one() || (sqe.nsid() == Nsid::BROADCAST && self.kind() == ControllerKind::Discovery) {
+        if sqe.nsid().is_one() || (sqe.nsid() == Nsid::BROADCAST && self.kind() == ControllerKind::Discovery)
+        {
             return Err(Status::FEATURE_NOT_NAMESPACE_SPECIFIC);
         }
         let mut state = self.lock();
