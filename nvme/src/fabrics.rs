@@ -1,7 +1,7 @@
 //! Fabrics commands and their data (NVMe Base 2.0, section 6), and the Connect rules of section 3.3.2.
 //!
 //! A Fabrics command is an SQE with opcode 7Fh, FCTYPE in byte 4, and its arguments from byte 40 on. The
-//! structs here overlay the whole 64 bytes: [`FabricsSqe::connect`] and the others look at an [`Sqe`] in place.
+//! structs here overlay the whole 64 bytes: [`FabricsSqe::of`] looks at an [`Sqe`] in place.
 
 use zerocopy::little_endian::{U16, U32, U64};
 
@@ -99,7 +99,7 @@ impl ConnectSqe {
 
     /// As a generic SQE.
     pub fn to_sqe(self) -> Sqe {
-        zerocopy::transmute!(self)
+        *zerocopy::transmute_ref!(&self)
     }
 }
 
@@ -310,7 +310,7 @@ impl PropertySqe {
 
     /// As a generic SQE.
     pub fn to_sqe(self) -> Sqe {
-        zerocopy::transmute!(self)
+        *zerocopy::transmute_ref!(&self)
     }
 }
 
@@ -342,7 +342,7 @@ impl DisconnectSqe {
 
     /// As a generic SQE.
     pub fn to_sqe(self) -> Sqe {
-        zerocopy::transmute!(self)
+        *zerocopy::transmute_ref!(&self)
     }
 }
 
@@ -397,7 +397,7 @@ impl AuthenticationSqe {
 
     /// As a generic SQE.
     pub fn to_sqe(self) -> Sqe {
-        zerocopy::transmute!(self)
+        *zerocopy::transmute_ref!(&self)
     }
 }
 

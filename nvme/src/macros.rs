@@ -1,6 +1,7 @@
-//! The two kinds of small wire type: codes that a peer may extend, and bit sets that keep unknown bits.
+//! The small wire types: codes that a peer may extend, bit sets that keep unknown bits, registers cut into bit
+//! fields, and the frame of every wire structure.
 //!
-//! Both are `#[repr(transparent)]` over an alignment-1 integer, so they stand in wire structures as they are,
+//! Codes and bit sets are `#[repr(transparent)]` over an alignment-1 integer, so they stand in wire structures as they are,
 //! every bit pattern is valid, and what is unknown survives a round trip.
 
 /// Turns a native integer into the wire integer of the same width.
@@ -244,5 +245,55 @@ macro_rules! wire_struct {
                 Self::zeroed()
             }
         }
+    };
+}
+
+/// Reads `width` bits from bit `at`.
+pub(crate) const fn field(bits: u64, at: u32, width: u32) -> u64 {
+    bits >> at & ((1 << width) - 1)
+}
+
+/// Writes `width` bits at bit `at`; higher bits of `value` are dropped.
+pub(crate) const fn put(bits: u64, at: u32, width: u32, value: u64) -> u64 {
+    let mask = (1 << width) - 1;
+    bits & !(mask << at) | (value & mask) << at
+}
+
+/// Named bit fields of a register or dword: `get / with: lowest bit, width => type;`.
+macro_rules! bit_fields {
+    ($(#[$meta:meta])* $name:ident($native:ty) { $($(#[$doc:meta])* $get:ident / $with:ident : $at:literal, $width:literal => $ty:tt;)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+        #[repr(transparent)]
+        pub struct $name(pub $native);
+
+        impl $name {
+            $(
+                $(#[$doc])*
+                pub const fn $get(self) -> $ty {
+                    bit_fields!(@out $ty, crate::macros::field(self.0 as u64, $at, $width))
+                }
+
+                #[doc = concat!("The same with `", stringify!($get), "` set to `value`; bits beyond the field are dropped.")]
+                pub const fn $with(self, value: $ty) -> Self {
+                    Self(crate::macros::put(self.0 as u64, $at, $width, value as u64) as $native)
+                }
+            )*
+        }
+
+        impl core::fmt::Debug for $name {
+            fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                f.debug_struct(stringify!($name))
+                    .field("bits", &format_args!("{:#x}", self.0))
+                    $(.field(stringify!($get), &self.$get()))*
+                    .finish()
+            }
+        }
+    };
+    (@out bool, $value:expr) => {
+        $value != 0
+    };
+    (@out $ty:ty, $value:expr) => {
+        $value as $ty
     };
 }

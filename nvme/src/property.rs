@@ -37,55 +37,6 @@ impl PropertyOffset {
 /// Value to write to NSSR for a subsystem reset ("NVMe" in ASCII).
 pub const NSSR_RESET: u32 = 0x4e56_4d65;
 
-/// Reads `width` bits from bit `at`.
-const fn field(bits: u64, at: u32, width: u32) -> u64 {
-    bits >> at & ((1 << width) - 1)
-}
-
-/// Writes `width` bits at bit `at`; higher bits of `value` are dropped.
-const fn put(bits: u64, at: u32, width: u32, value: u64) -> u64 {
-    let mask = (1 << width) - 1;
-    bits & !(mask << at) | (value & mask) << at
-}
-
-macro_rules! bit_fields {
-    ($(#[$meta:meta])* $name:ident($native:ty) { $($(#[$doc:meta])* $get:ident / $with:ident : $at:literal, $width:literal => $ty:tt;)* }) => {
-        $(#[$meta])*
-        #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
-        #[repr(transparent)]
-        pub struct $name(pub $native);
-
-        impl $name {
-            $(
-                $(#[$doc])*
-                pub const fn $get(self) -> $ty {
-                    bit_fields!(@out $ty, field(self.0 as u64, $at, $width))
-                }
-
-                #[doc = concat!("The same with `", stringify!($get), "` set to `value`; bits beyond the field are dropped.")]
-                pub const fn $with(self, value: $ty) -> Self {
-                    Self(put(self.0 as u64, $at, $width, value as u64) as $native)
-                }
-            )*
-        }
-
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.debug_struct(stringify!($name))
-                    .field("bits", &format_args!("{:#x}", self.0))
-                    $(.field(stringify!($get), &self.$get()))*
-                    .finish()
-            }
-        }
-    };
-    (@out bool, $value:expr) => {
-        $value != 0
-    };
-    (@out $ty:ty, $value:expr) => {
-        $value as $ty
-    };
-}
-
 bit_fields! {
     /// Controller Capabilities (CAP, figure 36).
     Cap(u64) {

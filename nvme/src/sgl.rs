@@ -141,12 +141,12 @@ impl SglDescriptor {
 
     /// From the 16 bytes of DPTR.
     pub fn from_wire(bytes: [u8; 16]) -> Self {
-        zerocopy::transmute!(bytes)
+        *zerocopy::transmute_ref!(&bytes)
     }
 
     /// The 16 bytes for DPTR.
     pub fn to_wire(self) -> [u8; 16] {
-        zerocopy::transmute!(self)
+        *zerocopy::transmute_ref!(&self)
     }
 
     /// Type.
