@@ -34,3 +34,6 @@ impl Network for NoNetwork {
         Err(no_network())
     }
 }
+
+#[cfg(test)]
+mod tests;
