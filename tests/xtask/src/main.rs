@@ -7,6 +7,7 @@
 //! - [`tidy`]: the fixed top level, file sizes, leftovers.
 //! - [`suite`]: `cargo xtask test`, all that CI runs.
 //! - [`vm`]: end to end against a Linux kernel in an emulated machine (`tests/vm`).
+//! - [`soak`]: many seeds and long fuzzing, recorded in docs/soak.md.
 //! - [`report`]: what passed, failed and was skipped, and the last line that CI counts.
 #![forbid(unsafe_code)]
 
@@ -15,6 +16,7 @@ mod layering;
 mod licenses;
 mod process;
 mod report;
+mod soak;
 mod suite;
 mod tidy;
 mod vm;
@@ -46,6 +48,8 @@ enum Command {
     },
     /// End to end with the Linux kernel's NVMe/TCP initiator and target in an emulated machine.
     Vm(vm::Args),
+    /// Simulation seeds and fuzzing for long, recorded in docs/soak.md and resumed from it.
+    Soak(soak::Args),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
         Command::Check => check::run(&mut report),
         Command::Test { no_vm } => suite::run(&mut report, no_vm),
         Command::Vm(args) => vm::run(&mut report, &args),
+        Command::Soak(args) => soak::run(&mut report, &args),
     };
     if let Err(error) = outcome {
         report.fail("xtask", format!("{error:#}"));
