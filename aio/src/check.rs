@@ -12,10 +12,6 @@ pub const REMOVED: IoStatus = IoStatus::NAMESPACE_NOT_READY.with_dnr();
 /// Status of every I/O offered to a closed channel: Command Abort Requested.
 pub const CLOSED: IoStatus = IoStatus::ABORT_REQUESTED;
 
-/// Status of everything that changes blocks of a read-only device: Namespace is Write Protected (NVMe Base
-/// 2.0, figure 94).
-pub const WRITE_PROTECTED: IoStatus = IoStatus::new(nvme::status::sct::GENERIC, 0x20).with_dnr();
-
 /// Checks capability, range, length and shape of `io` against a device with these properties.
 ///
 /// Order: opcode (Invalid Opcode), write protection, range (LBA Out of Range), size and list (Invalid
@@ -41,7 +37,7 @@ pub fn validate(
         return Err(IoStatus::INVALID_OPCODE);
     }
     if changes && caps.contains(Capabilities::READ_ONLY) {
-        return Err(WRITE_PROTECTED);
+        return Err(IoStatus::NAMESPACE_WRITE_PROTECTED);
     }
     match io.opcode {
         Opcode::WriteZeroes | Opcode::Verify => in_range(io, io.blocks, size),
@@ -184,7 +180,7 @@ mod tests {
         assert_eq!(validate(&zero, &G, Capabilities::empty(), SIZE), Err(IoStatus::INVALID_OPCODE));
         assert_eq!(validate(&zero, &G, Capabilities::WRITE_ZEROES, SIZE), Ok(()));
         let protected = Capabilities::WRITE_ZEROES | Capabilities::READ_ONLY;
-        assert_eq!(validate(&zero, &G, protected, SIZE), Err(WRITE_PROTECTED));
+        assert_eq!(validate(&zero, &G, protected, SIZE), Err(IoStatus::NAMESPACE_WRITE_PROTECTED));
         assert_eq!(validate(&Io::flush(), &G, protected, SIZE), Ok(()));
     }
 

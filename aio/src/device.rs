@@ -162,7 +162,8 @@ pub trait BlockDevice: Send + Sync + 'static {
     }
 
     /// Takes the device out of use: announces [`DeviceEvent::Removed`], later I/O on every channel fails with
-    /// [`REMOVED`](crate::check::REMOVED). What is in flight completes first. Repeating it does nothing.
+    /// [`REMOVED`](crate::check::REMOVED). What is in flight completes, well
+    /// or with that status. Repeating it does nothing.
     fn remove(&self);
 
     /// Opens the data side for the core that calls. The channel never leaves that core's thread.

@@ -1,7 +1,7 @@
 //! Devices that need nothing but this crate.
 //!
 //! # Map
-//! - [`malloc`]: a RAM disk. - [`null`]: stores nothing.
+//! - [`malloc`]: a RAM disk. - [`null`]: stores nothing. - [`sim`]: fails on purpose, for tests.
 //! - Parts: [`events`] (subscribers), `instant_queue` (completions of work done at submission), `token_map`,
 //!   `exclusion` (Compare and Write against other cores), `ram` (the mapping), [`prng`] (seeded numbers).
 //!
@@ -14,6 +14,7 @@ pub mod malloc;
 pub mod null;
 pub mod prng;
 mod ram;
+pub mod sim;
 mod token_map;
 
 use std::sync::Arc;
