@@ -6,11 +6,8 @@
 //! load a turn.
 
 use std::collections::VecDeque;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
 
 use aio::{BlockDevice, DeviceError};
 use nvme::{Cid, Nsid, Qid};
@@ -254,75 +251,60 @@ impl Drop for Ack {
 }
 
 struct Tally {
+    /// Answers that are missing, and one for as long as orders are still being posted.
     missing: usize,
     failure: Option<CoreFailure>,
-    then: Then,
+    then: Option<Continuation>,
 }
 
-/// What happens when the last answer arrives.
-enum Then {
-    Nothing,
-    Wake(Waker),
-    Call(Box<dyn FnOnce() + Send>),
-}
+type Continuation = Box<dyn FnOnce(Result<(), CoreFailure>) + Send>;
 
 impl Tally {
     fn count(this: &Mutex<Self>, result: Result<(), CoreFailure>) {
-        let then = {
-            let mut tally = this.lock().unwrap_or_else(PoisonError::into_inner);
-            tally.missing -= 1;
-            if let Err(e) = result {
-                tally.failure.get_or_insert(e);
-            }
-            if tally.missing == 0 { std::mem::replace(&mut tally.then, Then::Nothing) } else { Then::Nothing }
-        };
-        match then {
-            Then::Nothing => (),
-            Then::Wake(waker) => waker.wake(),
-            Then::Call(call) => call(),
+        let mut tally = this.lock().unwrap_or_else(PoisonError::into_inner);
+        tally.missing -= 1;
+        if let Err(e) = result {
+            tally.failure.get_or_insert(e);
+        }
+        if tally.missing > 0 {
+            return;
+        }
+        let (then, outcome) = (tally.then.take(), tally.failure.take().map_or(Ok(()), Err));
+        drop(tally);
+        if let Some(then) = then {
+            then(outcome);
         }
     }
 }
 
-/// Waits for the acknowledgements of all cores; works under any executor. Dropping it changes nothing: the
-/// cores carry the order out all the same.
+/// Collects the acknowledgements of one or more orders to all cores.
 pub(super) struct Acks(Arc<Mutex<Tally>>);
 
 impl Acks {
+    /// For orders that are posted next, with an [`Ack`] of [`ack`](Self::ack) each.
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Mutex::new(Tally { missing: 1, failure: None, then: None })))
+    }
+
+    /// One more acknowledgement to wait for.
+    pub(super) fn ack(&self) -> Ack {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).missing += 1;
+        Ack(Some(self.0.clone()))
+    }
+
     /// Posts `make(ack)` to every core.
-    pub(super) fn broadcast(
-        cores: &[Arc<CoreInbox>],
-        mut make: impl FnMut(&CoreInbox, Ack) -> CoreMsg,
-    ) -> Self {
-        let tally = Arc::new(Mutex::new(Tally { missing: cores.len(), failure: None, then: Then::Nothing }));
+    pub(super) fn broadcast(cores: &[Arc<CoreInbox>], make: impl Fn(Ack) -> CoreMsg) -> Self {
+        let acks = Self::new();
         for core in cores {
-            core.post(make(core, Ack(Some(tally.clone()))));
+            core.post(make(acks.ack()));
         }
-        Self(tally)
+        acks
     }
 
-    /// Calls `done` when every core answered, whatever it answered: at once, or on the thread of the last one.
-    pub(super) fn then(self, done: impl FnOnce() + Send + 'static) {
-        {
-            let mut tally = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if tally.missing > 0 {
-                tally.then = Then::Call(Box::new(done));
-                return;
-            }
-        }
-        done();
-    }
-}
-
-impl Future for Acks {
-    type Output = Result<(), CoreFailure>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut tally = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if tally.missing == 0 {
-            return Poll::Ready(tally.failure.take().map_or(Ok(()), Err));
-        }
-        tally.then = Then::Wake(cx.waker().clone());
-        Poll::Pending
+    /// Calls `done` when every core answered: at once, or on the thread of the last one. The first failure wins.
+    /// Not to be called under the model's lock, which `done` may want.
+    pub(super) fn then(self, done: impl FnOnce(Result<(), CoreFailure>) + Send + 'static) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).then = Some(Box::new(done));
+        Tally::count(&self.0, Ok(()));
     }
 }

@@ -10,7 +10,7 @@ use nvme::{Cntlid, HostId, Nqn, Sqe, Status};
 use super::ana::ListenerId;
 use super::board::CoreInbox;
 use super::controller::{Controller, ControllerKind, NewController, QueueGrant, QueueRefusal};
-use super::model::{Model, Subsystem};
+use super::model::{Life, Model, Subsystem};
 use super::target::{Shared, Target};
 
 /// A Connect that arrived as the first command of a connection.
@@ -129,7 +129,7 @@ fn try_connect(shared: &Arc<Shared>, request: &ConnectRequest<'_>) -> Result<Que
     let mut model = shared.lock();
     let subsystem = model
         .find(connect.subnqn.as_str())
-        .filter(|s| !s.deleting && s.listeners.contains(request.listener))
+        .filter(|s| s.life == Life::Serving && s.listeners.contains(request.listener))
         .ok_or(ConnectError::data(ConnectData::SUBNQN_OFFSET))?;
     if !subsystem.hosts.allows(connect.hostnqn.as_str()) {
         return Err(Status::CONNECT_INVALID_HOST.into());

@@ -136,6 +136,7 @@ pub struct Controller {
     last_command_ns: AtomicU64,
     alive: AtomicBool,
     has_completions: AtomicBool,
+    told_no_cache: AtomicBool,
     state: Mutex<ControllerState>,
 }
 
@@ -209,6 +210,7 @@ impl Controller {
             last_command_ns: AtomicU64::new(new.now.as_ns()),
             alive: AtomicBool::new(true),
             has_completions: AtomicBool::new(false),
+            told_no_cache: AtomicBool::new(false),
             state: Mutex::new(state),
         })
     }
@@ -300,6 +302,15 @@ impl Controller {
     /// True when enabled and ready.
     pub fn ready(&self) -> bool {
         self.lock().csts.rdy()
+    }
+
+    /// Identify said that there is no volatile write cache. Said and asked under the model's lock.
+    pub(super) fn tell_no_cache(&self) {
+        self.told_no_cache.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn was_told_no_cache(&self) -> bool {
+        self.told_no_cache.load(Ordering::Relaxed)
     }
 
     /// A namespace of the subsystem loses completed writes on power failure until a Flush.

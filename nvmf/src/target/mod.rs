@@ -36,6 +36,7 @@ pub mod error;
 mod model;
 pub mod ns;
 pub mod nvm;
+mod promise;
 pub mod snapshot;
 mod target;
 

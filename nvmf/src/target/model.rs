@@ -26,6 +26,8 @@ pub(super) struct Model {
     pub(super) discovery_generation: u64,
     /// Controllers over all subsystems, dying ones included.
     pub(super) controllers: usize,
+    /// Serial number of the next namespace.
+    pub(super) next_namespace: u64,
     /// When the target was made, as far as anybody told the time: power-on hours count from here.
     pub(super) started: Option<Instant>,
 }
@@ -46,9 +48,21 @@ pub(super) struct Subsystem {
     pub(super) controllers: BTreeMap<Cntlid, Arc<Controller>>,
     /// What removed namespaces counted.
     pub(super) retired: IoTotals,
-    /// Being deleted: nobody connects, nothing is added.
-    pub(super) deleting: bool,
+    pub(super) life: Life,
     pub(super) paused: bool,
+}
+
+/// How far the deletion of a subsystem is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Life {
+    /// Not deleted.
+    Serving,
+    /// Nobody connects, nothing is added; the cores close the namespaces.
+    Deleting,
+    /// The name is free again; the last controllers drain.
+    Nameless,
+    /// The cores forget its place.
+    Forgotten,
 }
 
 /// ANA of one subsystem.
@@ -60,6 +74,8 @@ pub(super) struct Ana {
 }
 
 pub(super) struct Namespace {
+    /// Unlike the nsid never reused: events of a removed namespace are recognised.
+    pub(super) serial: u64,
     pub(super) info: NsInfo,
     pub(super) ids: NsIds,
     pub(super) device: Arc<dyn BlockDevice>,
@@ -81,6 +97,21 @@ impl Namespace {
 }
 
 impl Subsystem {
+    /// Tells every controller.
+    pub(super) fn raise(&self, event: Event) {
+        for controller in self.controllers.values() {
+            controller.raise(event);
+        }
+    }
+
+    /// A namespace came, went or changed its group: the ANA log page is another one.
+    pub(super) fn ana_changed(&mut self) {
+        if self.ana.table.groups() > 0 {
+            self.ana.changes += 1;
+            self.raise(Event::AnaChanged);
+        }
+    }
+
     /// The namespaces that hosts see, by nsid.
     pub(super) fn active(&self) -> impl Iterator<Item = &Namespace> {
         self.namespaces.values().filter(|ns| ns.active)
@@ -111,7 +142,9 @@ impl Subsystem {
     }
 
     pub(super) fn has_volatile_cache(&self) -> bool {
-        self.active().any(|ns| ns.info.caps.contains(Capabilities::VOLATILE_CACHE))
+        // Those that are on their way count too: what identify says has to hold when they arrive.
+        let mut all = self.namespaces.values();
+        all.any(|ns| !ns.info.write_through && ns.info.caps.contains(Capabilities::VOLATILE_CACHE))
     }
 
     pub(super) fn totals(&self) -> IoTotals {

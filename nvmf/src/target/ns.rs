@@ -19,6 +19,9 @@ pub struct NsInfo {
     pub max_transfer_bytes: u32,
     /// ANA group, 1-based.
     pub ana_group: u32,
+    /// Every write is FUA: the device has a volatile cache, but some connected host was told that there is none
+    /// in this subsystem, and will never send a Flush.
+    pub write_through: bool,
 }
 
 impl NsInfo {
@@ -33,6 +36,7 @@ impl NsInfo {
             caps: device.capabilities(),
             max_transfer_bytes: u64::from(max_io_bytes).min(device_bytes) as u32,
             ana_group,
+            write_through: false,
         }
     }
 

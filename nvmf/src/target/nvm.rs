@@ -141,9 +141,10 @@ fn fused_of(sqe: &Sqe, opcode: NvmOpcode) -> Result<Fused, Status> {
 #[inline]
 fn transfer(sqe: &Sqe, ns: &NsInfo, op: NvmOp) -> Result<NvmCommand, Status> {
     let rw = Rw::decode(sqe);
-    let flags = range_flags(&rw, ns)?;
+    let mut flags = range_flags(&rw, ns)?;
     if op == NvmOp::Write {
         writable(ns)?;
+        flags.set(IoFlags::FUA, rw.fua() || ns.write_through);
     }
     let len_bytes = u64::from(rw.len_blocks) << ns.block_shift;
     if len_bytes > u64::from(ns.max_transfer_bytes) {
@@ -228,6 +229,7 @@ fn decode_rare(sqe: &Sqe, ns: &NsInfo, opcode: NvmOpcode) -> Result<NvmCommand, 
             let rw = Rw::decode(sqe);
             let mut command = without_data(&rw, ns, NvmOp::WriteZeroes)?;
             command.flags.set(IoFlags::DEALLOCATE, rw.deallocate());
+            command.flags.set(IoFlags::FUA, rw.fua() || ns.write_through);
             Ok(command)
         }
         NvmOpcode::VERIFY => {
@@ -277,7 +279,7 @@ fn copy(sqe: &Sqe, ns: &NsInfo) -> Result<NvmCommand, Status> {
     }
     let len_bytes = copy.ranges * CopyRange0::LEN_BYTES as u32;
     let payload = payload(sqe, len_bytes, false)?;
-    let fua = copy.flags.contains(nvme::nvm::CopyFlags::FUA);
+    let fua = copy.flags.contains(nvme::nvm::CopyFlags::FUA) || ns.write_through;
     let flags = if fua { IoFlags::FUA } else { IoFlags::empty() };
     let op = NvmOp::Copy { ranges: copy.ranges as u16 };
     Ok(NvmCommand { op, lba: Lba(copy.sdlba), flags, len_bytes, payload, ..flush() })

@@ -13,7 +13,7 @@ use super::config::{AllowedHosts, Listeners, TargetConfig, serial_of};
 use super::controller::{Controller, ControllerKind};
 use super::counters::{IoCounters, IoTotals};
 use super::error::TargetError;
-use super::model::{Ana, Model, Subsystem};
+use super::model::{Ana, Life, Model, Subsystem};
 
 /// A handle on one target. Cheap to clone, usable from any thread; the target lives as long as a handle, a core
 /// or a connection holds it.
@@ -41,6 +41,7 @@ impl Target {
             listeners: Vec::new(),
             discovery_generation: 0,
             controllers: 0,
+            next_namespace: 0,
             started: None,
         };
         let nqn = Nqn::discovery();
@@ -59,7 +60,7 @@ impl Target {
             ana: Ana::default(),
             controllers: Default::default(),
             retired: IoTotals::default(),
-            deleting: false,
+            life: Life::Serving,
             paused: false,
         });
         let shared = Shared { config, model: Mutex::new(model), connects_wait: AtomicBool::new(false) };
@@ -77,23 +78,19 @@ impl Target {
         let mut model = self.shared.lock();
         let index = CoreIndex(model.cores.len() as u16);
         let inbox = Arc::new(CoreInbox::new(index, Box::new(wake)));
-        let only = std::slice::from_ref(&inbox);
+        let unheard = Acks::new();
         for subsystem in model.subsystems.iter_mut().flatten() {
             let id = subsystem.id;
+            let table = subsystem.ana.table.clone();
+            inbox.post(CoreMsg::SetAna { subsystem: id, table, ack: unheard.ack() });
             for ns in subsystem.namespaces.values_mut() {
                 let counters = Arc::new(IoCounters::default());
                 ns.counters.push(counters.clone());
-                let (info, device) = (ns.info, ns.device.clone());
-                Acks::broadcast(only, |_, ack| {
-                    let attach =
-                        Attach { subsystem: id, info, device: device.clone(), counters: counters.clone() };
-                    CoreMsg::Attach(attach, ack)
-                });
+                let attach = Attach { subsystem: id, info: ns.info, device: ns.device.clone(), counters };
+                inbox.post(CoreMsg::Attach(attach, unheard.ack()));
             }
-            let table = &subsystem.ana.table;
-            Acks::broadcast(only, |_, ack| CoreMsg::SetAna { subsystem: id, table: table.clone(), ack });
             if subsystem.paused {
-                Acks::broadcast(only, |_, ack| CoreMsg::Pause { subsystem: id, ack });
+                inbox.post(CoreMsg::Pause { subsystem: id, ack: unheard.ack() });
             }
         }
         model.cores.push(inbox.clone());
@@ -129,13 +126,16 @@ impl Shared {
     }
 
     /// The last queue of a dead controller is gone: its identifier is free.
-    pub(super) fn controller_gone(&self, controller: &Controller) {
+    pub(super) fn controller_gone(self: &Arc<Self>, controller: &Controller) {
         let mut model = self.lock();
         let Some(subsystem) = model.subsystem_mut(controller.subsystem()) else { return };
         let ours = |c: &Arc<Controller>| std::ptr::eq(&**c, controller);
         if subsystem.controllers.get(&controller.cntlid()).is_some_and(ours) {
             subsystem.controllers.remove(&controller.cntlid());
+            let id = subsystem.id;
             model.controllers -= 1;
+            drop(model);
+            self.forget_if_empty(id);
         }
     }
 
