@@ -135,7 +135,11 @@ fn check_text(nqn: &str, field: &'static str, value: &str, max: usize) -> Result
 }
 
 impl Shared {
-    fn create_subsystem(self: &Arc<Self>, spec: SubsystemSpec, answer: Answer<()>) -> Result<(), TargetError> {
+    fn create_subsystem(
+        self: &Arc<Self>,
+        spec: SubsystemSpec,
+        answer: Answer<()>,
+    ) -> Result<(), TargetError> {
         let nqn = Nqn::parse(&spec.nqn).map_err(|why| TargetError::BadNqn { nqn: spec.nqn.clone(), why })?;
         let model_number = spec.model.unwrap_or_else(|| self.config.model.clone());
         check_text(&spec.nqn, "serial number", &spec.serial, SERIAL_MAX)?;
@@ -170,7 +174,8 @@ impl Shared {
             paused: false,
         });
         model.discovery_changed();
-        let acks = Acks::broadcast(&model.cores, |ack| CoreMsg::SetAna { subsystem: id, table: table.clone(), ack });
+        let acks =
+            Acks::broadcast(&model.cores, |ack| CoreMsg::SetAna { subsystem: id, table: table.clone(), ack });
         drop(model);
         let failure = core_failure("creation", &nqn);
         acks.then(move |result| answer.resolve(result.map_err(failure)));
@@ -207,7 +212,10 @@ impl Shared {
     }
 
     /// The cores have closed the namespaces of a subsystem that is being deleted.
-    fn subsystem_detached(self: &Arc<Self>, id: SubsystemId) -> impl FnOnce(CoreFailure) -> TargetError + use<> {
+    fn subsystem_detached(
+        self: &Arc<Self>,
+        id: SubsystemId,
+    ) -> impl FnOnce(CoreFailure) -> TargetError + use<> {
         let mut model = self.lock();
         let subsystem = model.subsystem_mut(id).expect("invariant: a subsystem stays until it is forgotten");
         subsystem.life = Life::Nameless;
@@ -344,11 +352,7 @@ impl Shared {
     }
 
     /// Closes a namespace on every core, then forgets it, then calls `done`.
-    fn detach(
-        self: &Arc<Self>,
-        place: Place,
-        done: impl FnOnce(Result<(), CoreFailure>) + Send + 'static,
-    ) {
+    fn detach(self: &Arc<Self>, place: Place, done: impl FnOnce(Result<(), CoreFailure>) + Send + 'static) {
         let model = self.lock();
         let Place { subsystem, nsid, .. } = place;
         let acks = Acks::broadcast(&model.cores, |ack| CoreMsg::Detach { subsystem, nsid, ack });
@@ -418,7 +422,8 @@ impl Shared {
         subsystem.ana.changes += 1;
         let (id, table) = (subsystem.id, subsystem.ana.table.clone());
         let failure = core_failure("setting an ANA state", &subsystem.nqn);
-        let acks = Acks::broadcast(&model.cores, |ack| CoreMsg::SetAna { subsystem: id, table: table.clone(), ack });
+        let acks =
+            Acks::broadcast(&model.cores, |ack| CoreMsg::SetAna { subsystem: id, table: table.clone(), ack });
         drop(guard);
         let shared = self.clone();
         acks.then(move |result| {
@@ -465,7 +470,8 @@ impl Shared {
         }
         ns.info.size_blocks = size_blocks;
         let info = ns.info;
-        let acks = Acks::broadcast(&model.cores, |ack| CoreMsg::Update { subsystem: place.subsystem, info, ack });
+        let acks =
+            Acks::broadcast(&model.cores, |ack| CoreMsg::Update { subsystem: place.subsystem, info, ack });
         drop(model);
         let shared = self.clone();
         acks.then(move |_| {
