@@ -14,12 +14,14 @@
 //! - [`memory`]: the registry of regions, and per-core pools of I/O buffers.
 //! - [`net`]: TCP sockets as byte streams.
 //! - `ring` (inside): the core's io_uring, which files, sockets and wake-ups share.
+//! - [`facade`]: the contract as `async` functions on buffers.
 //! - [`time`]: the clock that everything below takes as an argument.
 #![warn(missing_docs)]
 
 pub mod check;
 pub mod device;
 pub mod devices;
+pub mod facade;
 pub mod io;
 pub mod memory;
 pub mod net;
@@ -36,6 +38,7 @@ pub use device::{
     BlockDevice, Busy, Cancel, Capabilities, DeviceError, DeviceEvent, Geometry, IoChannel, LocalBoxFuture,
     Sleep,
 };
+pub use facade::Descriptor;
 pub use io::{BlockCount, BlockRange, Completion, Io, IoFlags, Lba, Lent, MAX_RANGES, Opcode, Token};
 pub use memory::{DmaBuf, DmaPool, DmaPools, Memory};
 pub use nvme::Status as IoStatus;
