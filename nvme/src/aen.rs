@@ -3,7 +3,7 @@
 use crate::log::Lid;
 
 open_codes! {
-    /// Asynchronous Event Type (figure 147).
+    /// Asynchronous Event Type.
     EventType(u8 => u8) {
         ERROR = 0, "Error status";
         SMART = 1, "SMART / Health status";
@@ -19,7 +19,7 @@ open_codes! {
 pub struct AsyncEvent {
     /// Type.
     pub kind: EventType,
-    /// Information, whose meaning depends on the type (figures 148 to 152).
+    /// Information, whose meaning depends on the type.
     pub info: u8,
     /// Log page to read (without Retain Asynchronous Event), which clears the event.
     pub lid: Lid,

@@ -97,7 +97,7 @@ impl Cntlid {
 }
 
 open_codes! {
-    /// Opcodes of the admin command set (figure 138). Bits 1:0 give the direction of data.
+    /// Opcodes of the admin command set. Bits 1:0 give the direction of data.
     AdminOpcode(u8 => u8) {
         DELETE_SQ = 0x00, "Delete I/O Submission Queue";
         CREATE_SQ = 0x01, "Create I/O Submission Queue";
@@ -133,7 +133,7 @@ open_codes! {
 }
 
 open_codes! {
-    /// Opcodes of the NVM command set (NVM Command Set 1.0, figure 20; Base 2.0, figure 389).
+    /// Opcodes of the NVM command set (NVM Command Set 1.0; Base 2.0).
     NvmOpcode(u8 => u8) {
         FLUSH = 0x00, "Flush";
         WRITE = 0x01, "Write";
@@ -359,7 +359,7 @@ impl fmt::Debug for Sqe {
 }
 
 wire_struct! {
-    /// Completion Queue Entry: 16 bytes (figure 90).
+    /// Completion Queue Entry: 16 bytes.
     Cqe, 16, {
         /// Command specific result, dword 0.
         dw0: U32,

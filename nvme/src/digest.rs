@@ -1,4 +1,4 @@
-//! CRC32C, the header and data digest of NVMe/TCP (TCP Transport 1.0, section 3.3.1.1).
+//! CRC32C, the header and data digest of NVMe/TCP (TCP Transport 1.0).
 
 use crc_fast::CrcAlgorithm;
 

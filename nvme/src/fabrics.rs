@@ -17,7 +17,7 @@ pub const FABRICS_OPCODE: u8 = 0x7f;
 pub const ADMIN_QUEUE_MIN_ENTRIES: u16 = 32;
 
 open_codes! {
-    /// Fabrics Command Type (figure 379). Bits 1:0 give the direction of data.
+    /// Fabrics Command Type. Bits 1:0 give the direction of data.
     Fctype(u8 => u8) {
         PROPERTY_SET = 0x00, "Property Set";
         CONNECT = 0x01, "Connect";
@@ -37,7 +37,7 @@ bit_set! {
 }
 
 wire_struct! {
-    /// Connect command (figure 382).
+    /// Connect command.
     ConnectSqe, 64, {
         /// 7Fh.
         opcode: u8,
@@ -104,7 +104,7 @@ impl ConnectSqe {
 }
 
 wire_struct! {
-    /// Data of Connect: 1,024 bytes (figure 383).
+    /// Data of Connect: 1,024 bytes.
     ConnectData, 1024, {
         /// Host Identifier.
         hostid: [u8; 16],
@@ -171,7 +171,7 @@ impl ConnectData {
 }
 
 /// Where a Connect has an invalid parameter: what DW0 of the response carries with Connect Invalid Parameters
-/// (figure 384: IPO in bytes 1:0, IATTR in byte 2).
+/// (IPO in bytes 1:0, IATTR in byte 2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ConnectError {
     /// Invalid Parameter Offset in bytes.
@@ -218,7 +218,7 @@ impl ConnectError {
     }
 }
 
-/// The result of a successful Connect (figure 384: CNTLID in bytes 1:0, AUTHREQ in bytes 3:2).
+/// The result of a successful Connect (CNTLID in bytes 1:0, AUTHREQ in bytes 3:2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ConnectResult(pub u32);
 
@@ -251,7 +251,7 @@ impl ConnectResult {
 }
 
 wire_struct! {
-    /// Property Get and Property Set (figures 388 and 390).
+    /// Property Get and Property Set.
     PropertySqe, 64, {
         /// 7Fh.
         opcode: u8,
@@ -315,7 +315,7 @@ impl PropertySqe {
 }
 
 wire_struct! {
-    /// Disconnect (figure 386).
+    /// Disconnect.
     DisconnectSqe, 64, {
         /// 7Fh.
         opcode: u8,
@@ -347,7 +347,7 @@ impl DisconnectSqe {
 }
 
 wire_struct! {
-    /// Authentication Send and Authentication Receive (figures 380 and 381).
+    /// Authentication Send and Authentication Receive.
     AuthenticationSqe, 64, {
         /// 7Fh.
         opcode: u8,

@@ -290,7 +290,7 @@ open_codes! {
 }
 
 wire_struct! {
-    /// Timestamp (FID 0Eh): data of 8 bytes (figure 334).
+    /// Timestamp (FID 0Eh): data of 8 bytes.
     #[derive(Debug)]
     Timestamp, 8, {
         /// Milliseconds since 1970, 48 bits, least significant byte first.
@@ -318,7 +318,7 @@ impl Timestamp {
 }
 
 wire_struct! {
-    /// Host Behavior Support (FID 16h): data of 512 bytes (figure 343).
+    /// Host Behavior Support (FID 16h): data of 512 bytes.
     HostBehavior, 512, {
         /// Advanced Command Retry Enable: 1 = the host honours CRD.
         acre: u8,

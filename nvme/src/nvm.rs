@@ -10,7 +10,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use crate::command::{Nsid, NvmOpcode, Sqe};
 
 bit_set! {
-    /// CDW12 bits of Read, Write, Compare, Write Zeroes and Verify (figures 39, 57, 66, 73).
+    /// CDW12 bits of Read, Write, Compare, Write Zeroes and Verify.
     RwFlags(u32 => U32) {
         STORAGE_TAG_CHECK = 1 << 24, "Storage Tag Check";
         DEALLOCATE = 1 << 25, "Deallocate (Write Zeroes)";
@@ -128,7 +128,7 @@ impl Rw {
 }
 
 bit_set! {
-    /// Attributes of Dataset Management (CDW11, figure 46).
+    /// Attributes of Dataset Management (CDW11).
     DsmFlags(u32 => U32) {
         INTEGRAL_READ = 1 << 0, "Integral Dataset for Read";
         INTEGRAL_WRITE = 1 << 1, "Integral Dataset for Write";
@@ -166,7 +166,7 @@ impl Dsm {
 }
 
 wire_struct! {
-    /// One range of Dataset Management (figure 47).
+    /// One range of Dataset Management.
     #[derive(Debug, PartialEq, Eq)]
     DsmRange, 16, {
         /// Context Attributes (hints).
@@ -191,7 +191,7 @@ impl DsmRange {
 }
 
 bit_set! {
-    /// CDW12 bits of Copy (figure 34).
+    /// CDW12 bits of Copy.
     CopyFlags(u32 => U32) {
         STORAGE_TAG_CHECK_WRITE = 1 << 24, "Storage Tag Check Write";
         STORAGE_TAG_CHECK_READ = 1 << 25, "Storage Tag Check Read";
@@ -248,7 +248,7 @@ impl Copy {
 }
 
 wire_struct! {
-    /// Source range of Copy, descriptor format 0: 32 bytes (figure 35).
+    /// Source range of Copy, descriptor format 0: 32 bytes.
     #[derive(Debug, PartialEq, Eq)]
     CopyRange0, 32, {
         /// Reserved.
@@ -286,7 +286,7 @@ impl CopyRange0 {
 }
 
 wire_struct! {
-    /// Source range of Copy, descriptor format 1 (for 32- and 64-bit guards): 40 bytes (figure 36).
+    /// Source range of Copy, descriptor format 1 (for 32- and 64-bit guards): 40 bytes.
     #[derive(Debug, PartialEq, Eq)]
     CopyRange1, 40, {
         /// Reserved.

@@ -5,7 +5,7 @@ use core::fmt;
 use zerocopy::little_endian::U32;
 
 open_codes! {
-    /// Offset of a property (figure 33).
+    /// Offset of a property.
     PropertyOffset(u32 => U32) {
         CAP = 0x00, "Controller Capabilities";
         VS = 0x08, "Version";
@@ -141,7 +141,7 @@ bit_fields! {
 }
 
 bit_fields! {
-    /// Controller Ready Timeouts (CRTO, figure 67), in 500 ms units.
+    /// Controller Ready Timeouts (CRTO), in 500 ms units.
     Crto(u32) {
         /// Controller Ready With Media Timeout.
         crwmt / with_crwmt: 0, 16 => u16;

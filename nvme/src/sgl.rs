@@ -1,4 +1,4 @@
-//! SGL descriptors (NVMe Base 2.0, section 4.1.2, figures 108-118; TCP Transport 1.0, section 3.3).
+//! SGL descriptors (NVMe Base 2.0, section 4.1.2; TCP Transport 1.0).
 
 use core::fmt;
 

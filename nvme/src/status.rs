@@ -1,4 +1,4 @@
-//! Completion status (NVMe Base 2.0, section 3.3.3.2.1, figures 93-99; NVM Command Set 1.0, section 3.1.2).
+//! Completion status (NVMe Base 2.0, section 3.3.3.2.1; NVM Command Set 1.0, section 3.1.2).
 //!
 //! [`Status`] is the error type of the whole I/O path. Constants carry Do Not Retry where repeating the same
 //! command on the same path cannot help; compare with [`Status::is`] (or [`Status::code`]), which ignores CRD,
@@ -14,7 +14,7 @@ use core::fmt;
 #[repr(transparent)]
 pub struct Status(u16);
 
-/// Status code types (figure 94).
+/// Status code types.
 pub mod sct {
     /// Generic Command Status.
     pub const GENERIC: u8 = 0;
@@ -238,7 +238,7 @@ statuses! { command_specific_name, sct::COMMAND_SPECIFIC;
     COMMAND_SIZE_LIMIT = 0x83 dnr "Command Size Limit Exceeded";
 }
 
-// The Fabrics commands use the same numbers from 80h on with meanings of their own (section 6, figure 378).
+// The Fabrics commands use the same numbers from 80h on with meanings of their own (section 6).
 statuses! { fabrics_specific_name, sct::COMMAND_SPECIFIC;
     CONNECT_INCOMPATIBLE_FORMAT = 0x80 dnr "Connect Incompatible Format";
     CONNECT_CONTROLLER_BUSY = 0x81 retry "Connect Controller Busy";

@@ -1,4 +1,4 @@
-//! NVMe/TCP PDUs (NVMe/TCP Transport 1.0, section 3.6) and the checks that a receiver makes on a header.
+//! NVMe/TCP PDUs (NVMe/TCP Transport 1.0) and the checks that a receiver makes on a header.
 //!
 //! A PDU is: header of HLEN bytes, header digest if negotiated, padding up to PDO, data, data digest if
 //! negotiated. [`PduHeader::check`] turns the 8 common bytes into a [`Layout`] that says where each part lies,
@@ -23,13 +23,13 @@ pub const MAX_TERM_LEN_BYTES: usize = 152;
 pub const MIN_MAXH2CDATA_BYTES: u32 = 4096;
 /// Largest value of HPDA and CPDA: alignment to 32 dwords.
 pub const MAX_PDA_Z: u8 = 31;
-/// TCP port of discovery controllers by default (section 3.1).
+/// TCP port of discovery controllers by default.
 pub const DISCOVERY_PORT: u16 = 8009;
 /// TCP port assigned to NVMe over Fabrics.
 pub const IO_PORT: u16 = 4420;
 
 open_codes! {
-    /// PDU types (figure 11).
+    /// PDU types.
     PduType(u8 => u8) {
         IC_REQ = 0x00, "ICReq";
         IC_RESP = 0x01, "ICResp";
@@ -62,7 +62,7 @@ bit_set! {
 }
 
 open_codes! {
-    /// Fatal Error Status of a TermReq (figures 15 and 18).
+    /// Fatal Error Status of a TermReq.
     Fes(u16 => U16) {
         INVALID_HEADER_FIELD = 0x01, "Invalid PDU Header Field";
         SEQUENCE_ERROR = 0x02, "PDU Sequence Error";
@@ -74,7 +74,7 @@ open_codes! {
 }
 
 wire_struct! {
-    /// Common header of every PDU: 8 bytes (figure 11).
+    /// Common header of every PDU: 8 bytes.
     #[derive(Debug)]
     PduHeader, 8, {
         /// PDU type.
@@ -91,7 +91,7 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// Initialize Connection Request: 128 bytes (figure 12).
+    /// Initialize Connection Request: 128 bytes.
     IcReq, 128, {
         /// Common header.
         header: PduHeader,
@@ -109,7 +109,7 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// Initialize Connection Response: 128 bytes (figure 13).
+    /// Initialize Connection Response: 128 bytes.
     IcResp, 128, {
         /// Common header.
         header: PduHeader,
@@ -127,7 +127,7 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// Header of H2CTermReq and C2HTermReq: 24 bytes (figures 14 and 17); up to 128 bytes of the PDU in
+    /// Header of H2CTermReq and C2HTermReq: 24 bytes; up to 128 bytes of the PDU in
     /// error follow.
     TermReq, 24, {
         /// Common header.
@@ -142,7 +142,7 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// Command capsule: 72 bytes (figure 20), then possibly in-capsule data.
+    /// Command capsule: 72 bytes, then possibly in-capsule data.
     #[derive(Debug)]
     CapsuleCmd, 72, {
         /// Common header.
@@ -153,7 +153,7 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// Response capsule: 24 bytes (figure 21).
+    /// Response capsule: 24 bytes.
     #[derive(Debug)]
     CapsuleResp, 24, {
         /// Common header.
@@ -164,7 +164,7 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// Host to controller data: 24 bytes (figure 22), then data.
+    /// Host to controller data: 24 bytes, then data.
     #[derive(Debug)]
     H2cData, 24, {
         /// Common header.
@@ -183,7 +183,7 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// Controller to host data: 24 bytes (figure 23), then data.
+    /// Controller to host data: 24 bytes, then data.
     #[derive(Debug)]
     C2hData, 24, {
         /// Common header.
@@ -202,7 +202,7 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// Ready to transfer: 24 bytes (figure 24).
+    /// Ready to transfer: 24 bytes.
     #[derive(Debug)]
     R2t, 24, {
         /// Common header.
@@ -294,7 +294,7 @@ impl Layout {
     }
 }
 
-/// Why a PDU is a fatal transport error (section 3.5.1). [`PduError::fes`] and [`PduError::fei`] are what the
+/// Why a PDU is a fatal transport error. [`PduError::fes`] and [`PduError::fei`] are what the
 /// TermReq carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PduError {

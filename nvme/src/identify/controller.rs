@@ -1,5 +1,5 @@
 //! Identify Controller (CNS 01h; NVMe Base 2.0, figure 275) and that of the NVM command set (CNS 06h;
-//! NVM Command Set 1.0, figure 101).
+//! NVM Command Set 1.0).
 
 use zerocopy::little_endian::{U16, U32, U64, U128};
 
@@ -184,7 +184,7 @@ bit_set! {
 }
 
 wire_struct! {
-    /// Power State Descriptor: 32 bytes (figure 276).
+    /// Power State Descriptor: 32 bytes.
     #[derive(Debug)]
     PowerState, 32, {
         /// Maximum Power, in centiwatts unless flag bit 0 says 0.0001 W.

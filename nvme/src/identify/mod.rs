@@ -134,7 +134,7 @@ impl IdList {
 }
 
 wire_struct! {
-    /// Controller list: how many, then up to 2,047 identifiers in increasing order (figure 134; CNS 12h, 13h).
+    /// Controller list: how many, then up to 2,047 identifiers in increasing order (CNS 12h, 13h).
     ControllerList, 4096, {
         /// Number of identifiers.
         len: U16,
@@ -164,7 +164,7 @@ impl ControllerList {
 }
 
 wire_struct! {
-    /// I/O Command Set data structure (CNS 1Ch, figure 285): combinations that a host may choose.
+    /// I/O Command Set data structure (CNS 1Ch): combinations that a host may choose.
     IoCommandSets, 4096, {
         /// Each is a bit vector of [`Csi`]; 0 from the end on.
         vectors: [U64; 512],

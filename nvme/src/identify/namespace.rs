@@ -1,5 +1,5 @@
-//! Identify Namespace of the NVM command set (CNS 00h, 05h; NVM Command Set 1.0, figures 97 and 100) and the
-//! one independent of command sets (CNS 08h; NVMe Base 2.0, figure 280).
+//! Identify Namespace of the NVM command set (CNS 00h, 05h; NVM Command Set 1.0) and the
+//! one independent of command sets (CNS 08h; NVMe Base 2.0).
 
 use zerocopy::little_endian::{U16, U32, U64, U128};
 
@@ -60,7 +60,7 @@ bit_set! {
 }
 
 wire_struct! {
-    /// LBA Format (figure 98).
+    /// LBA Format.
     #[derive(Debug, PartialEq, Eq)]
     LbaFormat, 4, {
         /// Metadata Size in bytes.

@@ -58,7 +58,7 @@ bit_set! {
 }
 
 open_codes! {
-    /// Security Type of a TCP entry (TSAS byte 0; TCP Transport 1.0, section 3.1).
+    /// Security Type of a TCP entry (TSAS byte 0; TCP Transport 1.0).
     TcpSecurity(u8 => u8) {
         NONE = 0, "no security";
         TLS_1_2 = 1, "TLS 1.2";

@@ -21,7 +21,7 @@ pub use discovery::{DiscoveryEntry, DiscoveryHeader};
 pub use smart::SmartLog;
 
 open_codes! {
-    /// Log Page Identifier (figure 202).
+    /// Log Page Identifier.
     Lid(u8 => u8) {
         SUPPORTED = 0x00, "Supported Log Pages";
         ERROR = 0x01, "Error Information";
