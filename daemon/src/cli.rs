@@ -1,0 +1,106 @@
+//! The command line of the binary.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use rpc::cli::{GlobalArgs, Printer};
+
+use crate::error::chain;
+use crate::perf::args::PerfArgs;
+
+/// Keelson: a userspace NVMe storage engine. Serves disks, files and RAM as NVMe over TCP to any Linux host.
+#[derive(Parser, Debug)]
+#[command(name = "keelson", version, after_help = AFTER_HELP, arg_required_else_help = true)]
+pub struct Cli {
+    /// For every command.
+    #[command(flatten)]
+    pub globals: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Start here:
+  keelson demo                                     a disk over NVMe/TCP, and how to connect a Linux host to it
+
+A daemon, and a disk of it:
+  keelson serve &                                  gRPC on 127.0.0.1:10124, NVMe/TCP on 127.0.0.1:8420
+  keelson bdev create 'malloc:///ram0?size_mb=64'
+  keelson bdev share ram0
+  keelson bdev list
+  nvme connect -t tcp -a 127.0.0.1 -s 8420 -n nqn.2019-05.io.openebs:ram0      on the Linux host
+
+Measure:
+  keelson perf 'malloc:///m?size_mb=256' --rw randread --qd 128
+
+Exit codes: 0 done; 1 it failed, and stderr says why and what to do; 2 wrong arguments.";
+
+/// Commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Generate load on devices and measure them; `perf resource` asks a running daemon
+    Perf(PerfArgs),
+    /// Asks a running daemon.
+    #[command(flatten)]
+    Client(rpc::cli::Command),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    // Wrong arguments end here, with status 2.
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(code) => code,
+        Err(e) if is_closed_pipe(&e) => ExitCode::SUCCESS,
+        Err(e) => {
+            // stderr may be closed as well, and then there is nobody to tell.
+            let _ = writeln!(std::io::stderr(), "Error: {}", chain(e.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut stdout = std::io::stdout().lock();
+    let colour = stdout.is_terminal();
+    match &cli.command {
+        Command::Client(command) => {
+            let mut printer = Printer::new(&cli.globals, &mut stdout, colour);
+            runtime.block_on(rpc::cli::run(&cli.globals, command, &mut printer))?;
+        }
+        Command::Perf(PerfArgs { daemon: Some(command), .. }) => {
+            let mut printer = Printer::new(&cli.globals, &mut stdout, colour);
+            runtime.block_on(rpc::cli::run_perf(&cli.globals, command, &mut printer))?;
+        }
+        Command::Perf(args) => {
+            if !runtime.block_on(crate::perf::args::main(&cli.globals, args, &mut stdout))? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whoever read our output has had enough (`keelson bdev list | head -1`): no failure of ours.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>();
+        let client = cause.downcast_ref::<rpc::ClientError>();
+        io.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+            || client.is_some_and(rpc::ClientError::is_closed_pipe)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

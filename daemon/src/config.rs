@@ -1,0 +1,334 @@
+//! `--config FILE`: devices, subsystems and hosts, declared in TOML.
+//!
+//! ```toml
+//! [hosts]                                # short names for host NQNs
+//! db1 = "nqn.2014-08.org.nvmexpress:uuid:6f0c1b6e-5c0e-4d8e-9a55-6b9be5a3d001"
+//!
+//! [[device]]
+//! uri = "aio:///dev/sdb"
+//!
+//! [[device]]
+//! uri = "malloc:///ram0?size_mb=64"
+//! share = true                           # exported alone, as nqn.2019-05.io.openebs:ram0
+//! hosts = ["db1"]                        # who may connect; left out = any host
+//!
+//! [[subsystem]]
+//! nqn = "twins"                          # or a whole NQN
+//! hosts = ["db1", "nqn.2014-08.org.example:other"]
+//! [[subsystem.namespace]]
+//! device = "/dev/sdb"
+//! ```
+//!
+//! Unknown keys are errors, with the line. What the file declares comes from the file at each start; changes to
+//! it by request last until then.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rpc::nqn_from_name;
+use serde::Deserialize;
+
+use crate::desired::{self, Desired};
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {}: {source}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is not TOML, or has a key that is not known, or a value of the wrong kind.
+    #[error("the configuration {} is wrong: {source}", path.display())]
+    Parse {
+        /// Which.
+        path: PathBuf,
+        /// Where and what.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// The values contradict each other.
+    #[error("the configuration {} is wrong: {problem}", path.display())]
+    Meaning {
+        /// Which.
+        path: PathBuf,
+        /// What about it.
+        #[source]
+        problem: Problem,
+    },
+}
+
+/// Values that contradict each other.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Problem {
+    /// A host that is neither declared nor an NQN.
+    #[error(
+        "host {host:?} of {user} is not in [hosts], and is not an NQN either (those start with \"nqn.\")"
+    )]
+    UnknownHost {
+        /// As written.
+        host: String,
+        /// Who mentions it.
+        user: String,
+    },
+    /// A device URI that cannot be used.
+    #[error("{0}")]
+    Uri(#[from] aio::uri::UriError),
+    /// Two devices of one name.
+    #[error("two devices are called {0:?}: names have to be unique")]
+    DeviceTwice(String),
+    /// Two subsystems of one NQN; a shared device is one too.
+    #[error("two subsystems have the NQN {0}: a shared device makes one of its own")]
+    SubsystemTwice(String),
+    /// `hosts` without `share`.
+    #[error("device {0:?} has hosts but not share = true")]
+    HostsWithoutShare(String),
+    /// One nsid twice.
+    #[error("subsystem {nqn} has two namespaces {nsid}")]
+    NsidTwice {
+        /// Which subsystem.
+        nqn: String,
+        /// Which number.
+        nsid: u32,
+    },
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    hosts: BTreeMap<String, String>,
+    #[serde(default)]
+    device: Vec<Device>,
+    #[serde(default)]
+    subsystem: Vec<Subsystem>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Device {
+    uri: String,
+    #[serde(default)]
+    share: bool,
+    #[serde(default)]
+    hosts: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Subsystem {
+    nqn: String,
+    serial: Option<String>,
+    model: Option<String>,
+    #[serde(default)]
+    hosts: Vec<String>,
+    cntlids: Option<[u16; 2]>,
+    /// Absent = one.
+    ana_groups: Option<u16>,
+    #[serde(default)]
+    namespace: Vec<Namespace>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Namespace {
+    device: String,
+    nsid: Option<u32>,
+    uuid: Option<uuid::Uuid>,
+    #[serde(default = "first_group")]
+    ana_group: u32,
+}
+
+fn first_group() -> u32 {
+    1
+}
+
+/// Reads a configuration file.
+pub fn read(path: &Path) -> Result<Desired, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    parse(path, &text)
+}
+
+/// `path` is for messages only.
+fn parse(path: &Path, text: &str) -> Result<Desired, ConfigError> {
+    let file: File = toml::from_str(text)
+        .map_err(|e| ConfigError::Parse { path: path.to_owned(), source: Box::new(e) })?;
+    resolve(file).map_err(|problem| ConfigError::Meaning { path: path.to_owned(), problem })
+}
+
+fn resolve(file: File) -> Result<Desired, Problem> {
+    let mut desired = Desired::default();
+    let mut names = BTreeSet::new();
+    for device in file.device {
+        let name = device.uri.parse::<aio::uri::DeviceUri>()?.name();
+        if !names.insert(name.clone()) {
+            return Err(Problem::DeviceTwice(name));
+        }
+        let hosts = resolve_hosts(&file.hosts, device.hosts, || format!("device {name:?}"))?;
+        if device.share {
+            desired.subsystems.push(shared(&name, hosts));
+        } else if !hosts.is_empty() {
+            return Err(Problem::HostsWithoutShare(name));
+        }
+        desired.devices.push(desired::Device { uri: device.uri });
+    }
+    for subsystem in file.subsystem {
+        desired.subsystems.push(resolve_subsystem(&file.hosts, subsystem)?);
+    }
+    let mut nqns = BTreeSet::new();
+    for subsystem in &desired.subsystems {
+        if !nqns.insert(&subsystem.nqn) {
+            return Err(Problem::SubsystemTwice(subsystem.nqn.clone()));
+        }
+    }
+    Ok(desired)
+}
+
+/// What `BdevRpc.Share` makes of a device.
+pub(crate) fn shared(device: &str, hosts: BTreeSet<String>) -> desired::Subsystem {
+    let namespace = desired::Namespace { device: device.to_owned(), nsid: 1, uuid: None, ana_group: 1 };
+    desired::Subsystem {
+        nqn: nqn_from_name(device),
+        share_of: Some(device.to_owned()),
+        allow_any_host: hosts.is_empty(),
+        hosts,
+        namespaces: vec![namespace],
+        ..desired::Subsystem::default()
+    }
+}
+
+fn resolve_subsystem(
+    known: &BTreeMap<String, String>,
+    subsystem: Subsystem,
+) -> Result<desired::Subsystem, Problem> {
+    let nqn = nqn_from_name(&subsystem.nqn);
+    let hosts = resolve_hosts(known, subsystem.hosts, || format!("subsystem {nqn}"))?;
+    let mut taken: BTreeSet<u32> = BTreeSet::new();
+    for nsid in subsystem.namespace.iter().filter_map(|n| n.nsid) {
+        if !taken.insert(nsid) {
+            return Err(Problem::NsidTwice { nqn, nsid });
+        }
+    }
+    let mut namespaces = Vec::new();
+    for n in subsystem.namespace {
+        // Numbers that were left out are filled in, in order: they must not depend on what could be opened.
+        let nsid = n.nsid.unwrap_or_else(|| (1..).find(|i| !taken.contains(i)).unwrap_or(u32::MAX));
+        taken.insert(nsid);
+        namespaces.push(desired::Namespace { device: n.device, nsid, uuid: n.uuid, ana_group: n.ana_group });
+    }
+    Ok(desired::Subsystem {
+        nqn,
+        share_of: None,
+        serial: subsystem.serial,
+        model: subsystem.model,
+        allow_any_host: hosts.is_empty(),
+        hosts,
+        cntlids: subsystem.cntlids,
+        ana_groups: subsystem.ana_groups.unwrap_or(1),
+        ana_states: Vec::new(),
+        namespaces,
+    })
+}
+
+fn resolve_hosts(
+    known: &BTreeMap<String, String>,
+    hosts: Vec<String>,
+    user: impl Fn() -> String,
+) -> Result<BTreeSet<String>, Problem> {
+    let one = |host: String| match known.get(&host) {
+        Some(nqn) => Ok(nqn.clone()),
+        None if host.starts_with("nqn.") => Ok(host),
+        None => Err(Problem::UnknownHost { host, user: user() }),
+    };
+    hosts.into_iter().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<Desired, String> {
+        parse(Path::new("k.toml"), text).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_example_means_what_it_says() {
+        let desired = parsed(
+            r#"
+            [hosts]
+            db1 = "nqn.2014-08.org.nvmexpress:uuid:1"
+            [[device]]
+            uri = "aio:///dev/sdb"
+            [[device]]
+            uri = "malloc:///ram0?size_mb=64"
+            share = true
+            hosts = ["db1"]
+            [[subsystem]]
+            nqn = "twins"
+            hosts = ["db1", "nqn.2014-08.org.example:other"]
+            [[subsystem.namespace]]
+            device = "/dev/sdb"
+            [[subsystem.namespace]]
+            device = "other"
+            nsid = 1
+            "#,
+        )
+        .unwrap();
+        assert_eq!(desired.devices.len(), 2);
+        let [share, twins] = &desired.subsystems[..] else { panic!("{desired:?}") };
+        assert_eq!(share.nqn, "nqn.2019-05.io.openebs:ram0");
+        assert_eq!(share.share_of.as_deref(), Some("ram0"));
+        assert!(!share.allow_any_host && share.hosts.contains("nqn.2014-08.org.nvmexpress:uuid:1"));
+        assert_eq!(twins.nqn, "nqn.2019-05.io.openebs:twins");
+        assert_eq!((twins.hosts.len(), twins.ana_groups), (2, 1));
+        let numbers: Vec<u32> = twins.namespaces.iter().map(|n| n.nsid).collect();
+        assert_eq!(numbers, [2, 1], "an explicit number goes first, wherever it stands");
+        // What the file declares survives the state file's format.
+        let json = serde_json::to_string(&desired).unwrap();
+        assert_eq!(serde_json::from_str::<Desired>(&json).unwrap(), desired);
+    }
+
+    #[test]
+    fn an_empty_file_declares_nothing() {
+        assert_eq!(parsed("").unwrap(), Desired::default());
+    }
+
+    #[test]
+    fn mistakes_are_told_with_their_place() {
+        for (text, wants) in [
+            ("[[device]]\nuri = \"null:///a\"\nsize = 4\n", &["line 3", "size", "k.toml"][..]),
+            ("[[device]]\nuri = 4\n", &["line 2", "string"]),
+            ("devices = []\n", &["line 1", "devices"]),
+            ("[[device]\n", &["line 1"]),
+            ("[[device]]\nuri = \"null:///a?x=1\"\n", &["unknown parameter", "x"]),
+            (
+                "[[device]]\nuri=\"null:///a\"\n[[device]]\nuri=\"malloc:///a?size_mb=1\"\n",
+                &["\"a\"", "unique"],
+            ),
+            ("[[device]]\nuri = \"null:///a\"\nhosts = [\"nqn.h\"]\n", &["share = true"]),
+            ("[[subsystem]]\nnqn = \"a\"\nhosts = [\"db1\"]\n", &["db1", "[hosts]"]),
+            ("[[subsystem]]\nnqn = \"a\"\n[[subsystem]]\nnqn = \"a\"\n", &["two subsystems"]),
+            (
+                "[[subsystem]]\nnqn=\"a\"\nnamespace=[{device=\"x\",nsid=1},{device=\"y\",nsid=1}]\n",
+                &["two namespaces 1"],
+            ),
+        ] {
+            let message = parsed(text).expect_err(text);
+            for want in wants {
+                assert!(message.contains(want), "{text}\n{message}\nlacks {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let e = read(Path::new("/nonexistent/k.toml")).unwrap_err().to_string();
+        assert!(e.contains("/nonexistent/k.toml"), "{e}");
+    }
+}

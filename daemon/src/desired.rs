@@ -1,0 +1,98 @@
+//! What an operator asked for, as plain data: devices and subsystems. Read from `--config`, kept in
+//! `--state-dir`, and applied by the [`engine`](crate::engine) at start.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything asked for.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Desired {
+    /// In the order of creation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
+    /// In the order of creation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subsystems: Vec<Subsystem>,
+}
+
+/// A block device.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// What it is made from.
+    pub uri: String,
+}
+
+/// An exported subsystem.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Subsystem {
+    /// Its NQN.
+    pub nqn: String,
+    /// Made by `BdevRpc.Share` of this device; `Unshare` removes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share_of: Option<String>,
+    /// Serial number; absent = derived from the NQN.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// Model number; absent = the target's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Any host may connect; `hosts` is remembered meanwhile.
+    #[serde(default)]
+    pub allow_any_host: bool,
+    /// NQNs of hosts that may connect.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub hosts: BTreeSet<String>,
+    /// Controller ids that this node hands out: first and last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cntlids: Option<[u16; 2]>,
+    /// Number of ANA groups; 0 = ANA is not reported.
+    #[serde(default)]
+    pub ana_groups: u16,
+    /// States of groups that are not optimized.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ana_states: Vec<AnaGroup>,
+    /// Namespaces.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<Namespace>,
+}
+
+/// State of an ANA group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnaGroup {
+    /// 1-based.
+    pub group: u32,
+    /// As on the wire (NVMe Base 2.0, ANA log page).
+    pub state: u8,
+}
+
+/// A namespace.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Namespace {
+    /// Name of the block device.
+    pub device: String,
+    /// Its number.
+    pub nsid: u32,
+    /// Identity that hosts see; absent = the device's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<uuid::Uuid>,
+    /// 1-based.
+    #[serde(default = "first_group")]
+    pub ana_group: u32,
+}
+
+fn first_group() -> u32 {
+    1
+}
+
+impl Desired {
+    /// The subsystem with this NQN.
+    pub fn subsystem_mut(&mut self, nqn: &str) -> Option<&mut Subsystem> {
+        self.subsystems.iter_mut().find(|s| s.nqn == nqn)
+    }
+}

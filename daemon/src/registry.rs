@@ -1,0 +1,140 @@
+//! The block devices of this node, by name.
+//!
+//! A device is made from a URI, which also says its name; names are unique. The registry only knows devices;
+//! who exports them is the [`engine`](crate::engine)'s business.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use aio::reactor::CoreHandle;
+use aio::{BlockDevice, DeviceUri};
+use tokio::task::spawn_blocking;
+use uuid::Uuid;
+
+use crate::error::EngineError;
+
+/// Where something comes from, which decides whether it is written to the state folder.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// The configuration file, or the command itself (`demo`): there again at the next start anyway.
+    Config,
+    /// A request.
+    Request,
+}
+
+/// A device and how it came to be.
+#[derive(Clone)]
+pub struct Entry {
+    /// The device.
+    pub device: Arc<dyn BlockDevice>,
+    /// The URI that makes the same device again: as given, with its uuid.
+    pub uri: String,
+    /// Who asked for it.
+    pub origin: Origin,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Registry {
+    /// In the order of creation, which is the order in which the state folder makes them again.
+    entries: Mutex<Vec<Entry>>,
+}
+
+impl Registry {
+    /// Adds a device, whose name must be free.
+    pub fn insert(&self, entry: Entry) -> Result<(), EngineError> {
+        let mut entries = self.lock();
+        if entries.iter().any(|e| e.device.name() == entry.device.name()) {
+            return Err(EngineError::DeviceExists(entry.device.name().to_owned()));
+        }
+        entries.push(entry);
+        Ok(())
+    }
+
+    /// The device called `name`.
+    pub fn find(&self, name: &str) -> Option<Entry> {
+        self.lock().iter().find(|e| e.device.name() == name).cloned()
+    }
+
+    /// The device called `name`, or the error that there is none.
+    pub fn get(&self, name: &str) -> Result<Entry, EngineError> {
+        self.find(name).ok_or_else(|| EngineError::NoDevice(name.to_owned()))
+    }
+
+    /// Forgets a device.
+    pub fn remove(&self, name: &str) -> Option<Entry> {
+        let mut entries = self.lock();
+        let at = entries.iter().position(|e| e.device.name() == name)?;
+        Some(entries.remove(at))
+    }
+
+    /// All devices, in the order of creation.
+    pub fn list(&self) -> Vec<Entry> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
+        // Nothing under the lock leaves the list half changed.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes the device that `uri` describes. Remote devices live on the core `home`.
+pub async fn open(
+    uri: &DeviceUri,
+    _text: &str,
+    _home: &CoreHandle,
+) -> Result<Arc<dyn BlockDevice>, EngineError> {
+    match uri {
+        DeviceUri::Aio(_) | DeviceUri::Uring(_) | DeviceUri::Malloc(_) | DeviceUri::Null(_) => {
+            open_local(uri.clone()).await
+        }
+        DeviceUri::Nvmf(_) => Err(EngineError::Scheme("nvmf")),
+        // Aliases of what exists: resolved by the engine.
+        DeviceUri::Bdev(_) | DeviceUri::Loopback(_) => Err(EngineError::NoDevice(uri.name())),
+        DeviceUri::Pcie(_) => Err(EngineError::Scheme("pcie")),
+    }
+}
+
+/// Opening a file may block.
+async fn open_local(uri: DeviceUri) -> Result<Arc<dyn BlockDevice>, EngineError> {
+    let name = uri.name();
+    let made = spawn_blocking(move || aio::devices::create(&uri)).await;
+    // The task neither panics nor is cancelled while the runtime lives.
+    made.map_err(|_| EngineError::ShuttingDown)?.map_err(|source| EngineError::CreateDevice { name, source })
+}
+
+/// `text` with `uuid` as a parameter, unless it has one.
+pub fn with_uuid(text: &str, uri: &DeviceUri, uuid: Uuid) -> String {
+    if uri.uuid().is_some() {
+        return text.to_owned();
+    }
+    let text = text.split_once('#').map_or(text, |(front, _)| front);
+    let joint = match text.split_once('?') {
+        None => "?",
+        Some((_, query)) if query.is_empty() || query.ends_with('&') => "",
+        Some(_) => "&",
+    };
+    format!("{text}{joint}uuid={uuid}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uri_gets_its_uuid_once() {
+        let uuid = Uuid::from_u128(1);
+        let check = |text: &str, want: &str| {
+            let uri: DeviceUri = text.parse().unwrap();
+            assert_eq!(with_uuid(text, &uri, uuid), want);
+            // And it still is the same device.
+            assert_eq!(want.parse::<DeviceUri>().unwrap().name(), uri.name());
+        };
+        let id = "uuid=00000000-0000-0000-0000-000000000001";
+        check("aio:///f", &format!("aio:///f?{id}"));
+        check("malloc:///a?size_mb=1", &format!("malloc:///a?size_mb=1&{id}"));
+        check("null:///a?", &format!("null:///a?{id}"));
+        check("null:///a#x", &format!("null:///a?{id}"));
+        check(&format!("null:///a?{id}"), &format!("null:///a?{id}"));
+    }
+}
