@@ -73,7 +73,7 @@ impl Plan {
     }
 
     /// The next step; `None` while all units are in flight. Call [`done`](Self::done) when it completed.
-    pub fn next(&mut self) -> Option<Step> {
+    pub fn take(&mut self) -> Option<Step> {
         let wanted = if self.pattern.random() {
             self.random.below(u64::from(self.units)) as u32
         } else {
@@ -124,34 +124,34 @@ mod tests {
         let mut plan = Plan::new(Pattern::RandRw, 50, 100, 1, true);
         let mut seen = std::collections::BTreeSet::new();
         for _ in 0..100 {
-            assert!(seen.insert(plan.next().unwrap().unit));
+            assert!(seen.insert(plan.take().unwrap().unit));
         }
-        assert_eq!(plan.next(), None);
+        assert_eq!(plan.take(), None);
         plan.done(42);
-        assert_eq!(plan.next().unwrap().unit, 42);
+        assert_eq!(plan.take().unwrap().unit, 42);
     }
 
     #[test]
     fn sequential_plans_wrap() {
         let mut plan = Plan::new(Pattern::Write, 0, 3, 1, false);
-        let units: Vec<u32> = (0..5).map(|_| plan.next().unwrap().unit).collect();
+        let units: Vec<u32> = (0..5).map(|_| plan.take().unwrap().unit).collect();
         assert_eq!(units, [0, 1, 2, 0, 1]);
     }
 
     #[test]
     fn mixtures_have_their_share_of_reads() {
         let mut plan = Plan::new(Pattern::RandRw, 70, 1000, 1, false);
-        let reads = (0..10_000).filter(|_| !plan.next().unwrap().write).count();
+        let reads = (0..10_000).filter(|_| !plan.take().unwrap().write).count();
         assert!((6_800..7_200).contains(&reads), "{reads}");
         let mut plan = Plan::new(Pattern::Rw, 100, 10, 1, false);
-        assert!((0..100).all(|_| !plan.next().unwrap().write));
+        assert!((0..100).all(|_| !plan.take().unwrap().write));
     }
 
     #[test]
     fn the_same_seed_makes_the_same_plan() {
         let steps = |seed| {
             let mut plan = Plan::new(Pattern::RandRw, 50, 1 << 20, seed, false);
-            (0..50).map(|_| plan.next().unwrap()).collect::<Vec<_>>()
+            (0..50).map(|_| plan.take().unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(steps(7), steps(7));
         assert_ne!(steps(7), steps(8));

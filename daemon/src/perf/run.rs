@@ -166,7 +166,7 @@ pub async fn run(
     let cpu_before = cpu_time(cores).await?;
     let mut calls = Vec::new();
     for (i, (device, part)) in parts.into_iter().enumerate() {
-        let (job, progress, seed) = (job.clone(), watch.add(), random.next());
+        let (job, progress, seed) = (job.clone(), watch.add(), random.number());
         let core = &cores[i % cores.len()];
         // Polled at once by the join below, so all workers start together.
         calls.push(core.call(move || work(device, part, job, seed, progress)));
@@ -239,7 +239,7 @@ fn split(device: &dyn BlockDevice, job: &Job, random: &mut SplitMix) -> Result<V
             units,
             time: job.time,
             verify: job.verify,
-            writer: random.next(),
+            writer: random.number(),
         })
         .collect())
 }

@@ -48,7 +48,7 @@ impl Stamp {
                 1 => self.lba,
                 2 => self.version,
                 3 => self.writer,
-                _ => filling.next(),
+                _ => filling.number(),
             };
             word.copy_from_slice(&value.to_le_bytes());
         }
@@ -66,7 +66,7 @@ impl Stamp {
         let stamp = Self { lba: word(1), version: word(2), writer: word(3) };
         let mut filling = stamp.filling();
         let body = block.get(HEADER_BYTES..).unwrap_or_default();
-        if body.chunks_exact(8).any(|w| w != filling.next().to_le_bytes()) {
+        if body.chunks_exact(8).any(|w| w != filling.number().to_le_bytes()) {
             return Err(Damage::Torn(stamp));
         }
         if stamp.lba != lba { Err(Damage::Misplaced(stamp)) } else { Ok(stamp) }
@@ -91,19 +91,18 @@ pub struct SplitMix(pub u64);
 
 impl SplitMix {
     /// The next number.
-    #[allow(clippy::should_implement_trait, reason = "it never ends, so it is no Iterator")]
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
     }
 
     /// A number below `bound`, which is not zero.
     pub fn below(&mut self, bound: u64) -> u64 {
         // The high half of the product: even but for one part in 2^64 / bound.
-        (u128::from(self.next()) * u128::from(bound) >> 64) as u64
+        ((u128::from(self.number()) * u128::from(bound)) >> 64) as u64
     }
 }
 

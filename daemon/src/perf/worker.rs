@@ -269,7 +269,7 @@ impl Worker {
                     && self.outcome.errors < MAX_ERRORS
                     && !self.progress.stop.load(Ordering::Relaxed) =>
             {
-                self.plan.next().map(|step| (step, true))
+                self.plan.take().map(|step| (step, true))
             }
             Phase::ReadBack { next } => {
                 let written = |v: &u32| *v != 0;

@@ -38,7 +38,7 @@ pub fn parse_mask(text: &str) -> Result<Vec<CoreId>, String> {
         if place * 4 >= MAX_CORES {
             return Err(format!("the mask is wider than the {MAX_CORES} cores that are supported"));
         }
-        cores.extend((0..4).filter(|bit| bits >> bit & 1 == 1).map(|bit| CoreId(place * 4 + bit)));
+        cores.extend((0..4).filter(|bit| (bits >> bit) & 1 == 1).map(|bit| CoreId(place * 4 + bit)));
     }
     if cores.is_empty() {
         return Err("the mask names no core".to_owned());
