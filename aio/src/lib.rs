@@ -45,6 +45,6 @@ pub use nvme::Status as IoStatus;
 pub use poller::Poller;
 pub use reactor::{Core, CoreHandle, CoreId, Reactor, ReactorConfig};
 pub use sg::{RegionId, SgEntry};
-pub use stream::{ByteStream, Listener, Network, Ready};
+pub use stream::{ByteStream, Detached, Listener, Network, Ready};
 pub use time::{Clock, Instant};
 pub use uri::{DeviceUri, UriError};

@@ -3,6 +3,7 @@
 //! Non-blocking and readiness-driven: who owns a stream receives and sends when it likes, and arms it before
 //! its core sleeps. One receive and one gathered send a turn is the intended use.
 
+use std::any::Any;
 use std::io;
 use std::net::SocketAddr;
 
@@ -48,7 +49,16 @@ pub trait ByteStream {
 
     /// Announces end of stream; what was sent before still arrives.
     fn shutdown(&mut self);
+
+    /// Takes the stream off its core, to be adopted by another core's network. What was received or sent before is not
+    /// affected. An error (and the stream is closed) for kinds that cannot move.
+    fn detach(self: Box<Self>) -> io::Result<Detached> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "this kind of stream cannot move to another core"))
+    }
 }
+
+/// A stream on its way from one core to another.
+pub struct Detached(pub Box<dyn Any + Send>);
 
 /// A listening socket. Lives on one core; wakes it when somebody knocks.
 pub trait Listener {
@@ -67,4 +77,9 @@ pub trait Network {
     /// Starts to connect; returns at once. The stream becomes writable when connected; a failure shows as
     /// the error of the first send.
     fn connect(&self, addr: SocketAddr) -> io::Result<Box<dyn ByteStream>>;
+
+    /// Takes over a stream of the same kind that another core let go. An error, and the stream is closed, for other kinds.
+    fn adopt(&self, _stream: Detached) -> io::Result<Box<dyn ByteStream>> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "this network does not take streams of other cores"))
+    }
 }

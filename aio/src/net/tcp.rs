@@ -11,7 +11,7 @@ use super::socket;
 use crate::reactor::Watch;
 use crate::reactor::watch::Watcher;
 use crate::sg::SgEntry;
-use crate::stream::{ByteStream, Listener, Network, Ready};
+use crate::stream::{ByteStream, Detached, Listener, Network, Ready};
 
 /// Connections that the kernel completes while nobody accepts: a thousand hosts that come at once.
 const BACKLOG: i32 = 4096;
@@ -50,6 +50,23 @@ impl Network for SocketNetwork {
         stream.watch.arm(true);
         Ok(Box::new(stream))
     }
+
+    fn adopt(&self, stream: Detached) -> io::Result<Box<dyn ByteStream>> {
+        let Ok(parts) = stream.0.downcast::<Parts>() else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a TCP stream"));
+        };
+        let Parts { fd, peer, local, connecting } = *parts;
+        let watch = Watch::new(self.watcher.clone(), fd)?;
+        Ok(Box::new(TcpStream { watch, peer, local, connecting: Cell::new(connecting) }))
+    }
+}
+
+/// A stream without a core.
+struct Parts {
+    fd: OwnedFd,
+    peer: SocketAddr,
+    local: SocketAddr,
+    connecting: bool,
 }
 
 struct TcpStream {
@@ -126,6 +143,12 @@ impl ByteStream for TcpStream {
     fn shutdown(&mut self) {
         // Fails only when the connection is gone already.
         let _ = rustix::net::shutdown(self.watch.get_ref(), Shutdown::Write);
+    }
+
+    fn detach(self: Box<Self>) -> io::Result<Detached> {
+        let Self { watch, peer, local, connecting } = *self;
+        let parts = Parts { fd: watch.into_inner(), peer, local, connecting: connecting.get() };
+        Ok(Detached(Box::new(parts)))
     }
 }
 

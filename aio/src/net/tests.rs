@@ -333,3 +333,80 @@ fn other_descriptors_wake_the_core_as_well() {
         }
     });
 }
+
+#[test]
+fn streams_move_between_cores() {
+    let engines = engines();
+    for &from in &engines {
+        for &to in &engines {
+            let make = |engine| {
+                Reactor::new(ReactorConfig { pin: false, engine, ..ReactorConfig::new(CoreId(1)) }).unwrap()
+            };
+            let mut old = make(from);
+            let (mut a, mut b) = pair(&mut old);
+            b.arm(true);
+            while old.turn() == Turn::Busy {}
+            until(&mut old, || send(&mut *a, b"before").unwrap());
+            let moving = b.detach().unwrap();
+            let moved = std::thread::spawn(move || {
+                let mut new = make(to);
+                let mut b = new.core().network().adopt(moving).unwrap();
+                let mut bytes = [0; 6];
+                assert_eq!(recv_when_there(&mut new, &mut *b, &mut bytes), 6);
+                assert_eq!(&bytes, b"before");
+                assert_eq!(recv_when_there(&mut new, &mut *b, &mut bytes), 5);
+                assert_eq!(&bytes[..5], b"after");
+                b.peer_addr()
+            });
+            std::thread::sleep(Duration::from_millis(5));
+            until(&mut old, || send(&mut *a, b"after").unwrap());
+            assert_eq!(moved.join().unwrap(), a.local_addr());
+        }
+    }
+    let net = make_network();
+    assert!(
+        net.adopt(crate::stream::Detached(Box::new(5))).is_err_and(|e| e.kind() == ErrorKind::InvalidInput)
+    );
+}
+
+fn make_network() -> std::rc::Rc<dyn crate::stream::Network> {
+    let cfg = ReactorConfig { pin: false, engine: EngineChoice::Epoll, ..ReactorConfig::new(CoreId(1)) };
+    Reactor::new(cfg).unwrap().core().network()
+}
+
+/// Forbids io_uring on this thread, as `kernel.io_uring_disabled=2` does for all.
+fn forbid_io_uring() {
+    let filter = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let program = [
+        // Load the number of the system call; io_uring_setup is refused with EPERM, everything else allowed.
+        filter(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        filter(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, libc::SYS_io_uring_setup as u32),
+        filter(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        filter(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let prog = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
+    // SAFETY: plain numbers; the flag concerns this thread only.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
+    // SAFETY: the program lives through the call, which copies it.
+    let set = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &prog) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn where_io_uring_is_forbidden_epoll_takes_its_place() {
+    use crate::reactor::EngineKind;
+    std::thread::spawn(|| {
+        forbid_io_uring();
+        let cfg = ReactorConfig { pin: false, ..ReactorConfig::new(CoreId(1)) };
+        assert!(probe_io_uring().is_err_and(|e| e.kind() == ErrorKind::PermissionDenied));
+        let demanded = ReactorConfig { engine: EngineChoice::IoUring, ..cfg.clone() };
+        assert!(Reactor::new(demanded).is_err());
+        let mut r = Reactor::new(cfg).unwrap();
+        assert_eq!(r.core().engine(), EngineKind::Epoll);
+        let (mut a, mut b) = pair(&mut r);
+        until(&mut r, || send(&mut *a, b"works").unwrap());
+        assert_eq!(recv_when_there(&mut r, &mut *b, &mut [0; 9]), 5);
+    })
+    .join()
+    .unwrap();
+}

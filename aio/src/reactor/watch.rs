@@ -62,7 +62,8 @@ pub struct Watch<F: AsFd> {
     state: Rc<WatchState>,
     watcher: Watcher,
     index: u32,
-    fd: F,
+    /// Taken only by `into_inner`.
+    fd: Option<F>,
 }
 
 impl<F: AsFd> Watch<F> {
@@ -72,12 +73,26 @@ impl<F: AsFd> Watch<F> {
             Watcher::Ring(polls) => polls.add(fd.as_fd().as_raw_fd(), state.clone()),
             Watcher::Epoll(epoll) => epoll.add(fd.as_fd(), state.clone())?,
         };
-        Ok(Self { state, watcher, index, fd })
+        Ok(Self { state, watcher, index, fd: Some(fd) })
     }
 
     /// The descriptor.
     pub fn get_ref(&self) -> &F {
-        &self.fd
+        self.fd.as_ref().expect("invariant: only `into_inner` takes the descriptor")
+    }
+
+    /// Ends the watch and gives the descriptor back.
+    pub fn into_inner(mut self) -> F {
+        let fd = self.fd.take().expect("invariant: only `into_inner` takes the descriptor");
+        self.end(&fd);
+        fd
+    }
+
+    fn end(&self, fd: &F) {
+        match &self.watcher {
+            Watcher::Ring(polls) => polls.remove(self.index),
+            Watcher::Epoll(epoll) => epoll.remove(self.index, fd.as_fd()),
+        }
     }
 
     /// The last known readiness, without a syscall.
@@ -118,9 +133,8 @@ impl<F: AsFd> Watch<F> {
 
 impl<F: AsFd> Drop for Watch<F> {
     fn drop(&mut self) {
-        match &self.watcher {
-            Watcher::Ring(polls) => polls.remove(self.index),
-            Watcher::Epoll(epoll) => epoll.remove(self.index, self.fd.as_fd()),
+        if let Some(fd) = self.fd.take() {
+            self.end(&fd);
         }
     }
 }

@@ -27,7 +27,7 @@ use std::io;
 use std::rc::Rc;
 
 use io_uring::types::{CancelBuilder, SubmitArgs, Timespec};
-use io_uring::{IoUring, cqueue, opcode, squeue};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
 use crate::device::Busy;
 
@@ -276,9 +276,17 @@ impl Ring {
             Some(ts) => SubmitArgs::new().timespec(ts),
             None => SubmitArgs::new(),
         };
+        let mut io = self.io.borrow_mut();
+        let to_submit = io.submission().len() as u32;
+        let mut flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;
+        if io.params().is_feature_no_iowait() {
+            // An idle core that polls sockets waits for no disk, and must not look as if it did.
+            flags |= EnterFlags::NO_IOWAIT;
+        }
         // Every error means that the core is awake again: the time is over (`ETIME`), a signal came (`EINTR`),
         // or completions have to be taken first (`EBUSY`).
-        let _ = self.io.borrow().submitter().submit_with_args(1, &args);
+        // SAFETY: the flag says that the argument is of this type; it lives through the call.
+        let _ = unsafe { io.submitter().enter(to_submit, 1, flags.bits(), Some(&args)) };
     }
 
     fn memory_in_flight(&self) -> bool {
