@@ -1,6 +1,7 @@
 //! `cargo xtask`: the one entry point for everything that proves the project.
 //!
 //! # Map
+//! - [`bench`]: `cargo xtask bench`, figures that mean something on a noisy machine.
 //! - [`check`]: formatting, lints, documentation, and the rules below.
 //! - [`layering`]: which crate may depend on which (DESIGN's floors), read from `cargo metadata`.
 //! - [`licenses`]: every dependency's licence against `deny.toml`.
@@ -11,6 +12,7 @@
 //! - [`report`]: what passed, failed and was skipped, and the last line that CI counts.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod check;
 mod layering;
 mod licenses;
@@ -48,6 +50,11 @@ enum Command {
     },
     /// End to end with the Linux kernel's NVMe/TCP initiator and target in an emulated machine.
     Vm(vm::Args),
+    /// Throughput as ratios to a bare loop, instructions and allocations per I/O, idle and memory figures.
+    ///
+    /// With KEELSON_SPDK=<nvmf_tgt> SPDK runs beside it under the same client. Arguments after `--` go to the
+    /// bench program (`-- --help` shows them).
+    Bench(bench::Args),
     /// Simulation seeds and fuzzing for long, recorded in docs/soak.md and resumed from it.
     Soak(soak::Args),
 }
@@ -58,6 +65,7 @@ fn main() -> ExitCode {
         Command::Check => check::run(&mut report),
         Command::Test { no_vm } => suite::run(&mut report, no_vm),
         Command::Vm(args) => vm::run(&mut report, &args),
+        Command::Bench(args) => bench::run(&mut report, &args),
         Command::Soak(args) => soak::run(&mut report, &args),
     };
     if let Err(error) = outcome {

@@ -1,6 +1,6 @@
 //! `cargo xtask soak`: many simulation seeds and long fuzzing, recorded in docs/soak.md and resumed from it.
 
-use crate::process::{cargo, exists, output, root, run_lines};
+use crate::process::{cargo, exists, output, root, run_lines, target};
 use crate::report::{Report, Tally};
 use anyhow::{Context, Result, ensure};
 use std::path::PathBuf;
@@ -131,7 +131,7 @@ fn fuzz(report: &mut Report, record: &mut Record, minutes: u64, wanted: &dyn Fn(
 
 /// Where soaking builds and keeps things: apart from other builds, for its flags differ.
 fn soak_folder() -> PathBuf {
-    root().join("target/soak")
+    target().join("soak")
 }
 
 fn host() -> Result<String> {

@@ -9,7 +9,7 @@ mod machine;
 mod scenario;
 mod tap;
 
-use crate::process::{cargo, root, shown};
+use crate::process::{cargo, root, shown, target};
 use crate::report::{Report, Tally};
 use anyhow::{Context, Result, ensure};
 use machine::Cache;
@@ -96,8 +96,7 @@ fn build() -> Result<PathBuf> {
     command.args(["build", "--locked", "--package", "keelson"]);
     let status = run_command(&mut command)?;
     ensure!(status, "`{}` failed", shown(&command));
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    Ok(target.join("debug/keelson"))
+    Ok(target().join("debug/keelson"))
 }
 
 fn run_command(command: &mut Command) -> Result<bool> {

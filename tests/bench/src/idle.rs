@@ -1,0 +1,88 @@
+//! What Keelson costs when nothing happens: CPU, memory, and the first I/O after a rest.
+
+use crate::pin::pin;
+use crate::served::Daemon;
+use crate::table::median;
+use anyhow::{Context, Result, ensure};
+use rustix::event::{EventfdFlags, eventfd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Most CPU of one core that an idle daemon may use.
+const MAX_CPU: f64 = 0.005;
+/// Most resident memory with one exported device.
+const MAX_RESIDENT_MIB: u64 = 64;
+const IDLE: Duration = Duration::from_secs(10);
+const REST: Duration = Duration::from_millis(100);
+const WAKE_UPS: usize = 31;
+
+/// Prints the figures; returns what is above its limit.
+pub(crate) fn run(keelson: &Path, cores: (usize, usize)) -> Result<Vec<String>> {
+    let mut above = Vec::new();
+    let resident = resident(keelson, cores.0)?;
+    println!("resident, one exported device, no huge pages: {:.1} MiB", resident as f64 / f64::from(1 << 20));
+    if resident > MAX_RESIDENT_MIB << 20 {
+        above.push(format!("resident memory above {MAX_RESIDENT_MIB} MiB"));
+    }
+    let cpu = cpu(keelson, cores)?;
+    println!("idle, three exported devices and a connected host: {:.3} % of a core", cpu * 100.0);
+    if cpu > MAX_CPU {
+        above.push(format!("idle CPU above {} %", MAX_CPU * 100.0));
+    }
+    println!("bare eventfd wake-up after {} ms: {:.1} us", REST.as_millis(), eventfd_wake_up_us(cores)?);
+    Ok(above)
+}
+
+fn resident(keelson: &Path, core: usize) -> Result<u64> {
+    let daemon = Daemon::start(keelson, core, &["--no-huge-pages"])?;
+    // A null device has no memory of its own to subtract.
+    daemon.export("disk", "null:///disk?size_mb=1024")?;
+    daemon.resident_bytes()
+}
+
+/// The share of a core that a daemon uses over [`IDLE`], with a second daemon connected to it as a host.
+fn cpu(keelson: &Path, cores: (usize, usize)) -> Result<f64> {
+    let daemon = Daemon::start(keelson, cores.0, &[])?;
+    let uri = daemon.export("a", "malloc:///a?size_mb=16")?;
+    daemon.export("b", "malloc:///b?size_mb=16")?;
+    daemon.export("c", "null:///c?size_mb=16")?;
+    let host = Daemon::start(keelson, cores.1, &[])?;
+    host.command(&["bdev", "create", &uri])?;
+    let connected = daemon.command(&["-q", "subsystem", "controllers"])?;
+    ensure!(!connected.trim().is_empty(), "the host did not connect");
+    let before = daemon.cpu()?;
+    let start = Instant::now();
+    std::thread::sleep(IDLE);
+    let used = daemon.cpu()?.saturating_sub(before);
+    Ok(used.as_secs_f64() / start.elapsed().as_secs_f64())
+}
+
+/// The median time from a write to an eventfd until the thread that slept on it on the other core runs.
+fn eventfd_wake_up_us(cores: (usize, usize)) -> Result<f64> {
+    let event = eventfd(0, EventfdFlags::CLOEXEC).context("making an eventfd")?;
+    let awake = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let sleeper = scope.spawn(|| -> Result<()> {
+            pin(cores.0);
+            for _ in 0..WAKE_UPS {
+                rustix::io::read(&event, &mut [0; 8]).context("reading an eventfd")?;
+                awake.store(true, Ordering::Release);
+            }
+            Ok(())
+        });
+        pin(cores.1);
+        let mut times = Vec::new();
+        for _ in 0..WAKE_UPS {
+            std::thread::sleep(REST);
+            let start = Instant::now();
+            rustix::io::write(&event, &1_u64.to_ne_bytes()).context("writing an eventfd")?;
+            while !awake.swap(false, Ordering::Acquire) {
+                std::hint::spin_loop();
+            }
+            times.push(start.elapsed().as_secs_f64() * 1e6);
+        }
+        sleeper.join().expect("invariant: the sleeper does not panic")?;
+        Ok(median(times))
+    })
+}

@@ -1,0 +1,70 @@
+//! What Keelson costs, as figures that mean something on a noisy machine. `cargo xtask bench` runs it.
+//!
+//! # Map
+//! - [`table`]: throughput and latency of each [`cell`], as ratios to a [`bare`] loop in the same [`phase`].
+//! - [`served`]: Keelson as users run it; [`spdk`]: its rival under the same client.
+//! - [`syscalls`]: calls into the kernel per I/O.
+//! - [`idle`]: CPU, memory and wake-ups of a daemon that has nothing to do.
+#![forbid(unsafe_code)]
+
+mod bare;
+mod cell;
+mod idle;
+mod phase;
+mod pin;
+mod served;
+mod spdk;
+mod syscalls;
+mod table;
+
+use anyhow::Result;
+use clap::Parser;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Measures a built daemon on this machine, which should do nothing else meanwhile.
+#[derive(Parser)]
+struct Cli {
+    /// The daemon, built for release.
+    #[arg(long, value_name = "FILE")]
+    keelson: PathBuf,
+    /// SPDK's nvmf_tgt, to be measured beside it.
+    #[arg(long, value_name = "FILE", env = "KEELSON_SPDK")]
+    spdk: Option<PathBuf>,
+    /// Core of the target.
+    #[arg(long, default_value_t = 0)]
+    target_core: usize,
+    /// Core of the load.
+    #[arg(long, default_value_t = 1)]
+    host_core: usize,
+    /// Milliseconds of one run.
+    #[arg(long, default_value_t = 1_000)]
+    time_ms: u64,
+    /// Only cells whose name contains this, such as "malloc randread".
+    #[arg(long)]
+    only: Option<String>,
+    /// Leave out the idle figures.
+    #[arg(long)]
+    no_idle: bool,
+}
+
+fn main() -> Result<ExitCode> {
+    let cli = Cli::parse();
+    let cores = (cli.target_core, cli.host_core);
+    let settings = table::Settings {
+        keelson: &cli.keelson,
+        spdk: cli.spdk.as_deref(),
+        cores,
+        time: Duration::from_millis(cli.time_ms),
+        only: cli.only.as_deref(),
+    };
+    let mut failures = table::run(&settings)?;
+    if !cli.no_idle {
+        failures.extend(idle::run(&cli.keelson, cores)?);
+    }
+    for failure in &failures {
+        println!("FAILED {failure}");
+    }
+    Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
