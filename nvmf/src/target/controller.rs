@@ -20,7 +20,10 @@ use super::target::Shared;
 
 /// Longest time that enabling and disabling take, in units of 500 ms (CAP.TO, CRTO.CRWMT). Disabling waits for
 /// I/O in flight.
-const READY_TIMEOUT_500MS: u8 = 30;
+pub(super) const READY_TIMEOUT_500MS: u8 = 30;
+
+/// Granularity of the Keep Alive Timer (KAS): timeouts are rounded up to it.
+pub(super) const KEEP_ALIVE_UNIT_MS: u32 = 1000;
 
 /// What a controller is for (identify controller, CNTRLTYPE).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -137,6 +140,7 @@ pub struct Controller {
     alive: AtomicBool,
     has_completions: AtomicBool,
     told_no_cache: AtomicBool,
+    retry_delay: AtomicBool,
     state: Mutex<ControllerState>,
 }
 
@@ -211,6 +215,7 @@ impl Controller {
             alive: AtomicBool::new(true),
             has_completions: AtomicBool::new(false),
             told_no_cache: AtomicBool::new(false),
+            retry_delay: AtomicBool::new(false),
             state: Mutex::new(state),
         })
     }
@@ -241,6 +246,16 @@ impl Controller {
         let mut state = self.lock();
         self.has_completions.store(false, Ordering::Relaxed);
         out.append(&mut state.admin.completions);
+    }
+
+    /// Whether statuses may carry a Command Retry Delay (the host enabled Advanced Command Retry). Otherwise
+    /// clear that field before a completion goes out.
+    pub fn takes_retry_delay(&self) -> bool {
+        self.retry_delay.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_retry_delay(&self, on: bool) {
+        self.retry_delay.store(on, Ordering::Relaxed);
     }
 
     // Who and where.
@@ -377,7 +392,8 @@ impl Controller {
             deadlines[0] = Some((since + config.association_timeout, Death::NeverEnabled));
         }
         if state.kato_ms > 0 {
-            let timeout = Duration::from_millis(u64::from(state.kato_ms));
+            let units = state.kato_ms.div_ceil(KEEP_ALIVE_UNIT_MS);
+            let timeout = Duration::from_millis(u64::from(units) * u64::from(KEEP_ALIVE_UNIT_MS));
             deadlines[1] = Some((idle_since + timeout, Death::KeepAliveExpired));
         } else if self.kind == ControllerKind::Discovery {
             deadlines[2] = Some((idle_since + config.association_timeout, Death::Idle));
@@ -472,6 +488,7 @@ impl Controller {
     fn reset_locked(&self, state: &mut ControllerState) {
         self.close_io_queues(state);
         state.admin.reset(&self.shared.config);
+        self.set_retry_delay(false);
         self.announce_completions(state);
     }
 
@@ -588,11 +605,6 @@ impl ControllerState {
     /// Commands other than Fabrics commands are taken.
     pub(super) fn enabled(&self) -> bool {
         self.cc.en() && self.csts.rdy()
-    }
-
-    /// The host chose CC.CSS = all supported I/O command sets.
-    pub(super) fn all_command_sets(&self) -> bool {
-        self.cc.css() == 6
     }
 }
 

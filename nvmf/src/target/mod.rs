@@ -40,7 +40,7 @@ mod promise;
 pub mod snapshot;
 mod target;
 
-pub use admin::AdminOutcome;
+pub use admin::{AdminOutcome, FailedCommand};
 pub use ana::{AnaState, AnaTable, ListenerId};
 pub use board::{AbortRequest, Ack, Attach, CoreFailure, CoreInbox, CoreIndex, CoreMsg, SubsystemId};
 pub use config::{AllowedHosts, Listeners, NamespaceSpec, SubsystemSpec, TargetConfig};

@@ -79,6 +79,8 @@ pub(super) struct Namespace {
     pub(super) info: NsInfo,
     pub(super) ids: NsIds,
     pub(super) device: Arc<dyn BlockDevice>,
+    /// Hint to hosts; 0 = none.
+    pub(super) boundary_blocks: u32,
     /// One per core, in the order of the cores.
     pub(super) counters: Vec<Arc<IoCounters>>,
     pub(super) subscription: Option<Subscription>,

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use nvme::{Cid, Qid, Sqe, Status};
+use nvme::admin::Abort;
+use nvme::{Cid, Sqe, Status};
 
 use super::AdminOutcome;
 use crate::target::board::{AbortReply, AbortRequest, CoreMsg};
@@ -11,13 +12,9 @@ use crate::target::controller::{AdminCompletion, Controller};
 /// Abort commands that one controller executes at a time (ACL + 1).
 pub(super) const MAX_ABORTS: u8 = 4;
 
-/// Bit 0 of the result: the command was not aborted.
-const NOT_ABORTED: u64 = 1;
-
 impl Controller {
     pub(super) fn abort(self: &Arc<Self>, sqe: &Sqe) -> Result<AdminOutcome, Status> {
-        let sqid = Qid(sqe.cdw10.get() as u16);
-        let victim = Cid((sqe.cdw10.get() >> 16) as u16);
+        let Abort { sqid, cid: victim } = Abort::decode(sqe);
         let mut state = self.lock();
         if state.admin.aborts_in_flight >= MAX_ABORTS {
             return Err(Status::ABORT_LIMIT_EXCEEDED);
@@ -26,13 +23,13 @@ impl Controller {
             let admin = &mut state.admin;
             // Of the admin commands only event requests wait for something. Their completion comes first.
             let found = admin.events.cancel(victim, &mut admin.completions);
-            let result = if found { 0 } else { NOT_ABORTED };
+            let result = if found { Abort::ABORTED } else { Abort::NOT_ABORTED };
             admin.completions.push(AdminCompletion { cid: sqe.cid(), status: Status::SUCCESS, result });
             self.announce_completions(&state);
             return Ok(AdminOutcome::Later);
         }
         let Some(inbox) = Self::queue_inbox(&state, sqid) else {
-            return Ok(AdminOutcome::success(NOT_ABORTED));
+            return Ok(AdminOutcome::success(Abort::NOT_ABORTED));
         };
         state.admin.aborts_in_flight += 1;
         drop(state);
@@ -45,7 +42,7 @@ impl Controller {
     pub(in crate::target) fn abort_answered(&self, abort_cid: Cid, aborted: bool) {
         let mut state = self.lock();
         state.admin.aborts_in_flight -= 1;
-        let result = if aborted { 0 } else { NOT_ABORTED };
+        let result = if aborted { Abort::ABORTED } else { Abort::NOT_ABORTED };
         state.admin.completions.push(AdminCompletion { cid: abort_cid, status: Status::SUCCESS, result });
         self.announce_completions(&state);
     }

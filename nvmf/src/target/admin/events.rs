@@ -6,6 +6,9 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use nvme::aen::AsyncEvent;
+use nvme::feature::Oaes;
+use nvme::log::Lid;
 use nvme::{Cid, Nsid, Status};
 
 use super::features::Features;
@@ -14,7 +17,7 @@ use crate::target::controller::AdminCompletion;
 /// Event requests that one controller holds at a time (AERL + 1).
 pub(super) const MAX_EVENT_REQUESTS: usize = 4;
 
-/// Entries of the Changed Namespace List; more are reported as FFFFFFFFh.
+/// Entries of the Changed Namespace List; one more says "too many".
 const MAX_CHANGED: usize = 1024;
 
 /// What hosts are told about.
@@ -28,29 +31,21 @@ pub(in crate::target) enum Event {
     DiscoveryChanged,
 }
 
-/// The kinds of [`Event`], as bits of Asynchronous Event Configuration and OAES.
-pub(super) mod notice {
-    pub(in crate::target::admin) const NAMESPACE: u32 = 1 << 8;
-    pub(in crate::target::admin) const ANA: u32 = 1 << 11;
-    pub(in crate::target::admin) const DISCOVERY: u32 = 1 << 31;
-}
-
-/// Each notice with dword 0 of its completion: type 2 (Notice), information, log page.
-const REPORTS: [(u32, u64); 3] = [
-    (notice::NAMESPACE, 0x02 | 0x00 << 8 | 0x04 << 16),
-    (notice::ANA, 0x02 | 0x03 << 8 | 0x0c << 16),
-    (notice::DISCOVERY, 0x02 | 0xf0 << 8 | 0x70 << 16),
+/// Each notice that is ever raised, with what its completion says.
+const REPORTS: [(Oaes, AsyncEvent); 3] = [
+    (Oaes::NAMESPACE_ATTRIBUTE, AsyncEvent::NAMESPACE_CHANGED),
+    (Oaes::ANA_CHANGE, AsyncEvent::ANA_CHANGED),
+    (Oaes::DISCOVERY_LOG, AsyncEvent::DISCOVERY_CHANGED),
 ];
 
 #[derive(Default)]
 pub(super) struct Events {
     requests: VecDeque<Cid>,
     /// Notices that happened and were not reported.
-    pending: u32,
+    pending: Oaes,
     /// Notices that were reported and not read.
-    masked: u32,
+    masked: Oaes,
     changed: BTreeSet<Nsid>,
-    changed_overflow: bool,
 }
 
 impl Events {
@@ -72,15 +67,13 @@ impl Events {
     pub(super) fn raise(&mut self, event: Event, features: &Features, out: &mut Vec<AdminCompletion>) {
         self.pending |= match event {
             Event::NamespaceChanged(nsid) => {
-                if self.changed.len() < MAX_CHANGED || self.changed.contains(&nsid) {
+                if self.changed.len() <= MAX_CHANGED {
                     self.changed.insert(nsid);
-                } else {
-                    self.changed_overflow = true;
                 }
-                notice::NAMESPACE
+                Oaes::NAMESPACE_ATTRIBUTE
             }
-            Event::AnaChanged => notice::ANA,
-            Event::DiscoveryChanged => notice::DISCOVERY,
+            Event::AnaChanged => Oaes::ANA_CHANGE,
+            Event::DiscoveryChanged => Oaes::DISCOVERY_LOG,
         };
         self.report(features, out);
     }
@@ -88,31 +81,32 @@ impl Events {
     /// Completes event requests as far as there are requests and reportable events.
     pub(super) fn report(&mut self, features: &Features, out: &mut Vec<AdminCompletion>) {
         // What the host did not ask for is not kept for later either.
-        self.pending &= features.async_events();
-        for (bit, result) in REPORTS {
-            if self.pending & !self.masked & bit == 0 {
+        self.pending = self.pending & features.async_events();
+        for (notice, event) in REPORTS {
+            if !self.pending.without(self.masked).contains(notice) {
                 continue;
             }
             let Some(cid) = self.requests.pop_front() else { return };
-            self.pending &= !bit;
-            self.masked |= bit;
-            out.push(AdminCompletion { cid, status: Status::SUCCESS, result });
+            self.pending = self.pending.without(notice);
+            self.masked |= notice;
+            out.push(AdminCompletion { cid, status: Status::SUCCESS, result: event.result() });
         }
     }
 
-    /// The host read the log page behind `bit` and asked to clear the event: what happened so far is known.
-    pub(super) fn clear(&mut self, bit: u32) {
-        self.pending &= !bit;
-        self.masked &= !bit;
-        if bit == notice::NAMESPACE {
+    /// The host read the page `lid` and asked to clear its event: what happened so far is known.
+    pub(super) fn clear(&mut self, lid: Lid) {
+        if let Some((notice, _)) = REPORTS.iter().find(|(_, event)| event.lid == lid) {
+            self.pending = self.pending.without(*notice);
+            self.masked = self.masked.without(*notice);
+        }
+        if lid == Lid::CHANGED_NAMESPACES {
             self.changed.clear();
-            self.changed_overflow = false;
         }
     }
 
-    /// The Changed Namespace List, ascending; a single FFFFFFFFh when there were too many.
+    /// Namespaces that changed since the list was read, ascending: at most one more than the page can list.
     pub(super) fn changed_namespaces(&self) -> Vec<Nsid> {
-        if self.changed_overflow { vec![Nsid::BROADCAST] } else { self.changed.iter().copied().collect() }
+        self.changed.iter().copied().collect()
     }
 
     /// Aborts the event request `cid`, if it is one.

@@ -2,45 +2,43 @@
 //!
 //! Nothing is saveable: what a host sets lasts until the next Controller Level Reset.
 
-use nvme::{HostId, Nsid, Sqe, Status};
+use aio::Instant;
+use nvme::feature::{
+    ErrorRecovery, FeatureCapabilities, Fid, GetFeatures, HostBehavior, HostIdentifier, Oaes, PowerManagement,
+    QueueCounts, Select, SetFeatures, TemperatureThreshold, Timestamp, WriteAtomicity, WriteCache,
+};
+use nvme::{HostId, Sqe, Status};
 
-use super::events::notice;
 use super::{AdminOutcome, to_host};
 use crate::target::config::TargetConfig;
 use crate::target::controller::{Controller, ControllerKind};
 
-/// Feature identifiers.
-mod fid {
-    pub(super) const ARBITRATION: u8 = 0x01;
-    pub(super) const POWER_MANAGEMENT: u8 = 0x02;
-    pub(super) const TEMPERATURE_THRESHOLD: u8 = 0x04;
-    pub(super) const ERROR_RECOVERY: u8 = 0x05;
-    pub(super) const VOLATILE_WRITE_CACHE: u8 = 0x06;
-    pub(super) const NUMBER_OF_QUEUES: u8 = 0x07;
-    pub(super) const WRITE_ATOMICITY_NORMAL: u8 = 0x0a;
-    pub(super) const ASYNC_EVENT_CONFIGURATION: u8 = 0x0b;
-    pub(super) const TIMESTAMP: u8 = 0x0e;
-    pub(super) const KEEP_ALIVE_TIMER: u8 = 0x0f;
-    pub(super) const HOST_BEHAVIOR: u8 = 0x16;
-    pub(super) const HOST_IDENTIFIER: u8 = 0x81;
-}
+/// The features of an I/O controller; Volatile Write Cache only where there is one.
+pub(super) const FEATURES: [Fid; 12] = [
+    Fid::ARBITRATION,
+    Fid::POWER_MANAGEMENT,
+    Fid::TEMPERATURE_THRESHOLD,
+    Fid::ERROR_RECOVERY,
+    Fid::VOLATILE_WRITE_CACHE,
+    Fid::NUMBER_OF_QUEUES,
+    Fid::WRITE_ATOMICITY,
+    Fid::ASYNC_EVENT_CONFIG,
+    Fid::TIMESTAMP,
+    Fid::KEEP_ALIVE_TIMER,
+    Fid::HOST_BEHAVIOR,
+    Fid::HOST_IDENTIFIER,
+];
 
-/// Bits of Asynchronous Event Configuration that a controller of each kind knows.
-fn known_events(kind: ControllerKind) -> u32 {
+/// The features of a discovery controller.
+const DISCOVERY_FEATURES: [Fid; 2] = [Fid::ASYNC_EVENT_CONFIG, Fid::KEEP_ALIVE_TIMER];
+
+/// What a controller of each kind can be asked to report. SMART / Health warnings (bits 7:0) can be asked for,
+/// but there is no sensor that raises them.
+fn known_events(kind: ControllerKind) -> Oaes {
     match kind {
-        // SMART / Health critical warnings can be asked for; there is no sensor that raises them.
-        ControllerKind::Io => 0xff | notice::NAMESPACE | notice::ANA,
-        ControllerKind::Discovery => notice::DISCOVERY,
+        ControllerKind::Io => Oaes::from_bits(0xff) | Oaes::NAMESPACE_ATTRIBUTE | Oaes::ANA_CHANGE,
+        ControllerKind::Discovery => Oaes::DISCOVERY_LOG,
     }
-}
-
-/// Which value Get Features returns (CDW10 bits 10:8).
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Select {
-    Current,
-    /// Default, and Saved, which is the same because nothing can be saved.
-    Default,
-    Supported,
 }
 
 /// The values of one controller.
@@ -49,13 +47,13 @@ pub(in crate::target) struct Features {
     arbitration: u32,
     temperature_over: u16,
     temperature_under: u16,
-    error_recovery: u32,
-    queues_z: u16,
-    write_atomicity: u32,
-    async_events: u32,
+    error_recovery: ErrorRecovery,
+    io_queues: u16,
+    write_atomicity: WriteAtomicity,
+    async_events: Oaes,
     /// Milliseconds since 1970 as the host said, and when it said so.
-    timestamp: Option<(u64, aio::Instant)>,
-    host_behavior: [u8; 512],
+    timestamp: Option<(u64, Instant)>,
+    host_behavior: HostBehavior,
     hostid: HostId,
 }
 
@@ -65,23 +63,23 @@ impl Features {
             arbitration: 0,
             temperature_over: 0xffff,
             temperature_under: 0,
-            error_recovery: 0,
-            queues_z: config.io_queues - 1,
-            write_atomicity: 0,
-            async_events: 0,
+            error_recovery: ErrorRecovery(0),
+            io_queues: config.io_queues,
+            write_atomicity: WriteAtomicity(0),
+            async_events: Oaes::NONE,
             timestamp: None,
-            host_behavior: [0; 512],
+            host_behavior: HostBehavior::zeroed(),
             hostid,
         }
     }
 
     /// How many I/O queues the host may connect.
     pub(in crate::target) fn io_queues(&self) -> u16 {
-        self.queues_z + 1
+        self.io_queues
     }
 
-    /// The notices that the host wants, as bits of Asynchronous Event Configuration.
-    pub(super) fn async_events(&self) -> u32 {
+    /// The notices that the host wants.
+    pub(super) fn async_events(&self) -> Oaes {
         self.async_events
     }
 
@@ -89,68 +87,56 @@ impl Features {
         self.hostid
     }
 
-    /// Advanced Command Retry Enable: statuses may carry a Command Retry Delay.
-    pub(in crate::target) fn advanced_retry(&self) -> bool {
-        self.host_behavior[0] == 1
+    fn timestamp_now(&self, now: Instant) -> Timestamp {
+        match self.timestamp {
+            Some((ms, at)) => Timestamp::new(ms.wrapping_add(now.since(at).as_millis() as u64), true),
+            None => Timestamp::new(now.as_ns() / 1_000_000, false),
+        }
     }
 
-    fn queues_result(&self) -> u32 {
-        u32::from(self.queues_z) << 16 | u32::from(self.queues_z)
-    }
-
-    fn timestamp_data(&self, now: aio::Instant) -> [u8; 8] {
-        // Byte 6: bits 3:1 say where the value comes from: 0 = counts since reset, 1 = the host set it.
-        let (ms, origin) = match self.timestamp {
-            Some((ms, at)) => (ms.wrapping_add(now.since(at).as_millis() as u64), 1u8),
-            None => (now.as_ns() / 1_000_000, 0),
-        };
-        let mut data = ms.to_le_bytes();
-        data[6] = origin << 1;
-        data[7] = 0;
-        data
+    /// The composite temperature is the only one.
+    fn temperature(&mut self, which: TemperatureThreshold) -> Result<&mut u16, Status> {
+        match (which.sensor(), which.kind()) {
+            (0, 0) => Ok(&mut self.temperature_over),
+            (0, 1) => Ok(&mut self.temperature_under),
+            _ => Err(Status::INVALID_FIELD),
+        }
     }
 }
 
 impl Controller {
-    pub(super) fn get_features(&self, sqe: &Sqe, now: aio::Instant) -> Result<AdminOutcome, Status> {
-        let id = sqe.cdw10.get() as u8;
-        let select = match sqe.cdw10.get() >> 8 & 7 {
-            0 => Select::Current,
-            1 | 2 => Select::Default,
-            3 => Select::Supported,
-            _ => return Err(Status::INVALID_FIELD),
-        };
-        let cache = self.has_volatile_cache();
-        if !self.has_feature(id, cache) {
+    pub(super) fn get_features(&self, sqe: &Sqe, now: Instant) -> Result<AdminOutcome, Status> {
+        let get = GetFeatures::decode(sqe);
+        if !self.has_feature(get.fid) {
             return Err(Status::INVALID_FIELD);
         }
-        if select == Select::Supported {
-            // Bit 0 saveable, bit 1 namespace specific, bit 2 changeable.
-            let fixed = matches!(id, fid::VOLATILE_WRITE_CACHE | fid::HOST_IDENTIFIER);
-            return Ok(AdminOutcome::success(if fixed { 0 } else { 4 }));
-        }
         let state = self.lock();
-        let current = &state.admin.features;
-        let default = Features::new(&self.shared.config, current.hostid);
-        let values = if select == Select::Current { current } else { &default };
-        let value = match id {
-            fid::ARBITRATION => values.arbitration,
-            fid::POWER_MANAGEMENT => 0,
-            fid::TEMPERATURE_THRESHOLD => temperature(values, sqe.cdw11.get())?,
-            fid::ERROR_RECOVERY => values.error_recovery,
-            fid::VOLATILE_WRITE_CACHE => 1,
-            fid::NUMBER_OF_QUEUES => values.queues_result(),
-            fid::WRITE_ATOMICITY_NORMAL => values.write_atomicity,
-            fid::ASYNC_EVENT_CONFIGURATION => values.async_events,
-            fid::KEEP_ALIVE_TIMER if select == Select::Current => state.kato_ms,
-            fid::KEEP_ALIVE_TIMER => 0,
-            fid::TIMESTAMP => return to_host(sqe, values.timestamp_data(now).to_vec()),
-            fid::HOST_BEHAVIOR => return to_host(sqe, values.host_behavior.to_vec()),
-            fid::HOST_IDENTIFIER => {
-                // Over fabrics only the 128-bit form exists (EXHID).
-                if sqe.cdw11.get() & 1 == 0 {
-                    return Err(Status::INVALID_FIELD);
-                }
+        let mut values = match get.select {
+            Select::CURRENT => state.admin.features.clone(),
+            // Nothing can be saved, so that what would be restored is the default.
+            Select::DEFAULT | Select::SAVED => Features::new(&self.shared.config, self.hostid()),
+            Select::CAPABILITIES => {
+                let fixed = matches!(get.fid, Fid::VOLATILE_WRITE_CACHE | Fid::HOST_IDENTIFIER);
+                let capabilities = FeatureCapabilities::NONE.with_if(FeatureCapabilities::CHANGEABLE, !fixed);
+                return Ok(AdminOutcome::success(u64::from(capabilities.bits())));
+            }
+            _ => return Err(Status::INVALID_FIELD),
+        };
+        let value = match get.fid {
+            Fid::ARBITRATION => values.arbitration,
+            Fid::POWER_MANAGEMENT => PowerManagement(0).0,
+            Fid::TEMPERATURE_THRESHOLD => u32::from(*values.temperature(TemperatureThreshold(get.cdw11))?),
+            Fid::ERROR_RECOVERY => values.error_recovery.0,
+            Fid::VOLATILE_WRITE_CACHE => WriteCache(0).with_enabled(true).0,
+            Fid::NUMBER_OF_QUEUES => QueueCounts::new(values.io_queues).0,
+            Fid::WRITE_ATOMICITY => values.write_atomicity.0,
+            Fid::ASYNC_EVENT_CONFIG => values.async_events.bits(),
+            Fid::KEEP_ALIVE_TIMER if get.select == Select::CURRENT => state.kato_ms,
+            Fid::KEEP_ALIVE_TIMER => 0,
+            Fid::TIMESTAMP => return to_host(sqe, values.timestamp_now(now).wire().to_vec()),
+            Fid::HOST_BEHAVIOR => return to_host(sqe, values.host_behavior.wire().to_vec()),
+            // Over fabrics only the 128-bit form exists.
+            Fid::HOST_IDENTIFIER if HostIdentifier(get.cdw11).extended() => {
                 return to_host(sqe, values.hostid.0.to_vec());
             }
             _ => return Err(Status::INVALID_FIELD),
@@ -158,121 +144,86 @@ impl Controller {
         Ok(AdminOutcome::success(u64::from(value)))
     }
 
-    pub(super) fn set_features(
-        &self,
-        sqe: &Sqe,
-        data: &[u8],
-        now: aio::Instant,
-    ) -> Result<AdminOutcome, Status> {
-        let id = sqe.cdw10.get() as u8;
-        let value = sqe.cdw11.get();
-        if !self.has_feature(id, self.has_volatile_cache()) {
+    pub(super) fn set_features(&self, sqe: &Sqe, data: &[u8], now: Instant) -> Result<AdminOutcome, Status> {
+        let set = SetFeatures::decode(sqe);
+        if !self.has_feature(set.fid) {
             return Err(Status::INVALID_FIELD);
         }
-        if sqe.cdw10.get() & 1 << 31 != 0 {
+        if set.save {
             return Err(Status::FEATURE_NOT_SAVEABLE);
         }
-        if sqe.nsid().is_one() || (sqe.nsid() == Nsid::BROADCAST && self.kind() == ControllerKind::Discovery)
-        {
+        if set.nsid.is_one() {
             return Err(Status::FEATURE_NOT_NAMESPACE_SPECIFIC);
         }
         let mut state = self.lock();
-        let io_queues = state.has_io_queues();
-        let features = &mut state.admin.features;
-        match id {
-            fid::ARBITRATION => features.arbitration = value,
-            // Power state 0 is the only one.
-            fid::POWER_MANAGEMENT if value & 0x1f == 0 => (),
-            fid::TEMPERATURE_THRESHOLD => set_temperature(features, value)?,
-            // Deallocated or Unwritten Logical Block Error Enable needs namespaces that can tell.
-            fid::ERROR_RECOVERY if value & 1 << 16 == 0 => features.error_recovery = value & 0xffff,
-            fid::VOLATILE_WRITE_CACHE if value & 1 == 1 => (),
-            fid::VOLATILE_WRITE_CACHE => return Err(Status::FEATURE_NOT_CHANGEABLE),
-            fid::NUMBER_OF_QUEUES => {
-                let granted_z = grant_queues(value, self.shared.config.io_queues)?;
-                if io_queues {
-                    return Err(Status::SEQUENCE_ERROR);
-                }
-                features.queues_z = granted_z;
-                return Ok(AdminOutcome::success(u64::from(features.queues_result())));
+        let has_io_queues = state.has_io_queues();
+        let values = &mut state.admin.features;
+        match set.fid {
+            Fid::ARBITRATION => values.arbitration = set.cdw11,
+            // There is one power state.
+            Fid::POWER_MANAGEMENT if PowerManagement(set.cdw11).state() == 0 => (),
+            Fid::TEMPERATURE_THRESHOLD => {
+                let wanted = TemperatureThreshold(set.cdw11);
+                // Fh is all sensors, of which there is one.
+                let sensor = if wanted.sensor() == 0xf { 0 } else { wanted.sensor() };
+                *values.temperature(wanted.with_sensor(sensor))? = wanted.kelvin();
             }
-            fid::WRITE_ATOMICITY_NORMAL => features.write_atomicity = value & 1,
-            fid::ASYNC_EVENT_CONFIGURATION => {
-                features.async_events = value & known_events(self.kind());
+            // An error upon deallocated blocks needs namespaces that can tell.
+            Fid::ERROR_RECOVERY if !ErrorRecovery(set.cdw11).dulbe() => {
+                values.error_recovery = ErrorRecovery(0).with_tler(ErrorRecovery(set.cdw11).tler());
             }
-            fid::TIMESTAMP => {
-                let bytes: &[u8; 8] = data.first_chunk().ok_or(Status::DATA_SGL_LENGTH_INVALID)?;
-                features.timestamp = Some((u64::from_le_bytes(*bytes) & 0xffff_ffff_ffff, now));
-            }
-            fid::KEEP_ALIVE_TIMER => {
-                if u128::from(value) > self.shared.config.kato_max.as_millis() {
-                    return Err(Status::KEEP_ALIVE_INVALID);
-                }
-                state.kato_ms = value;
-            }
-            fid::HOST_BEHAVIOR => {
-                let bytes: &[u8; 512] = data.first_chunk().ok_or(Status::DATA_SGL_LENGTH_INVALID)?;
-                // ACRE, ETDAS, LBAFEE: each off or on.
-                if bytes[..3].iter().any(|flag| *flag > 1) {
+            Fid::VOLATILE_WRITE_CACHE if WriteCache(set.cdw11).enabled() => (),
+            Fid::VOLATILE_WRITE_CACHE => return Err(Status::FEATURE_NOT_CHANGEABLE),
+            Fid::NUMBER_OF_QUEUES => {
+                let wanted = QueueCounts(set.cdw11);
+                if wanted.is_invalid() {
                     return Err(Status::INVALID_FIELD);
                 }
-                features.host_behavior = *bytes;
+                if has_io_queues {
+                    return Err(Status::SEQUENCE_ERROR);
+                }
+                let most = self.shared.config.io_queues;
+                values.io_queues = u16::try_from(wanted.pairs()).map_or(most, |pairs| pairs.min(most));
+                return Ok(AdminOutcome::success(u64::from(QueueCounts::new(values.io_queues).0)));
+            }
+            Fid::WRITE_ATOMICITY => {
+                let normal = WriteAtomicity(set.cdw11).disable_normal();
+                values.write_atomicity = WriteAtomicity(0).with_disable_normal(normal);
+            }
+            Fid::ASYNC_EVENT_CONFIG => {
+                values.async_events = Oaes::from_bits(set.cdw11) & known_events(self.kind());
+            }
+            Fid::TIMESTAMP => {
+                let timestamp = Timestamp::view(data).ok_or(Status::DATA_SGL_LENGTH_INVALID)?;
+                values.timestamp = Some((timestamp.ms(), now));
+            }
+            Fid::KEEP_ALIVE_TIMER => {
+                if u128::from(set.cdw11) > self.shared.config.kato_max.as_millis() {
+                    return Err(Status::KEEP_ALIVE_INVALID);
+                }
+                state.kato_ms = set.cdw11;
+            }
+            Fid::HOST_BEHAVIOR => {
+                let behavior = HostBehavior::view(data).ok_or(Status::DATA_SGL_LENGTH_INVALID)?;
+                if [behavior.acre, behavior.etdas, behavior.lbafee].iter().any(|flag| *flag > 1) {
+                    return Err(Status::INVALID_FIELD);
+                }
+                values.host_behavior = *behavior;
+                self.set_retry_delay(behavior.acre == 1);
             }
             // Connect said it, and it stays (NVMe Base 2.0, section 5.27.1.25).
-            fid::HOST_IDENTIFIER => return Err(Status::SEQUENCE_ERROR),
+            Fid::HOST_IDENTIFIER => return Err(Status::SEQUENCE_ERROR),
             _ => return Err(Status::INVALID_FIELD),
         }
         Ok(AdminOutcome::success(0))
     }
 
     /// Whether this controller has the feature at all.
-    fn has_feature(&self, id: u8, volatile_cache: bool) -> bool {
-        let everywhere = matches!(id, fid::ASYNC_EVENT_CONFIGURATION | fid::KEEP_ALIVE_TIMER);
+    fn has_feature(&self, fid: Fid) -> bool {
         match self.kind() {
-            ControllerKind::Discovery => everywhere,
-            ControllerKind::Io => match id {
-                fid::VOLATILE_WRITE_CACHE => volatile_cache,
-                fid::ARBITRATION
-                | fid::POWER_MANAGEMENT
-                | fid::TEMPERATURE_THRESHOLD
-                | fid::ERROR_RECOVERY
-                | fid::NUMBER_OF_QUEUES
-                | fid::WRITE_ATOMICITY_NORMAL
-                | fid::TIMESTAMP
-                | fid::HOST_BEHAVIOR
-                | fid::HOST_IDENTIFIER => true,
-                _ => everywhere,
-            },
+            ControllerKind::Discovery => DISCOVERY_FEATURES.contains(&fid),
+            ControllerKind::Io if fid == Fid::VOLATILE_WRITE_CACHE => self.has_volatile_cache(),
+            ControllerKind::Io => FEATURES.contains(&fid),
         }
     }
-}
-
-/// The zero-based number of I/O queues for what the host asked: submission queues in the low half, completion
-/// queues in the high half, both zero-based. Over fabrics the two come in pairs.
-fn grant_queues(asked: u32, most: u16) -> Result<u16, Status> {
-    let (submission_z, completion_z) = (asked as u16, (asked >> 16) as u16);
-    if submission_z == 0xffff || completion_z == 0xffff {
-        return Err(Status::INVALID_FIELD);
-    }
-    Ok(submission_z.min(completion_z).min(most - 1))
-}
-
-/// The composite temperature (TMPSEL 0) is the only one; THSEL 0 = over, 1 = under.
-fn temperature(features: &Features, cdw11: u32) -> Result<u32, Status> {
-    match (cdw11 >> 16 & 0xf, cdw11 >> 20 & 3) {
-        (0, 0) => Ok(u32::from(features.temperature_over)),
-        (0, 1) => Ok(u32::from(features.temperature_under)),
-        _ => Err(Status::INVALID_FIELD),
-    }
-}
-
-fn set_temperature(features: &mut Features, cdw11: u32) -> Result<(), Status> {
-    let value = cdw11 as u16;
-    match (cdw11 >> 16 & 0xf, cdw11 >> 20 & 3) {
-        // TMPSEL Fh = all sensors, of which there is one.
-        (0 | 0xf, 0) => features.temperature_over = value,
-        (0 | 0xf, 1) => features.temperature_under = value,
-        _ => return Err(Status::INVALID_FIELD),
-    }
-    Ok(())
 }

@@ -1,17 +1,24 @@
 //! Commands of the admin queue (NVMe Base 2.0, section 5), except Fabrics commands.
 //!
+//! - `identify`, `logs`, `features`: what they are named after.
 //! - `events`: Asynchronous Event Request, what is reported, masked and read.
-//! - `features`: Get and Set Features.
+//! - `errors`: the ring behind the Error Information log page.
+//! - `abort`: finds the queue, and lets its core try.
 
 mod abort;
+mod errors;
 mod events;
 mod features;
+mod identify;
+mod logs;
 
 use std::sync::Arc;
 
 use aio::Instant;
-use nvme::{AdminOpcode, Cid, HostId, Sqe, Status};
+use nvme::{AdminOpcode, Cid, HostId, Qid, Sqe, Status};
 
+use errors::ErrorLog;
+pub use errors::FailedCommand;
 pub(super) use events::Event;
 use events::Events;
 use features::Features;
@@ -64,6 +71,7 @@ pub(super) struct AdminState {
     pub(super) completions: Vec<AdminCompletion>,
     pub(super) features: Features,
     events: Events,
+    errors: ErrorLog,
     aborts_in_flight: u8,
 }
 
@@ -73,6 +81,7 @@ impl AdminState {
             completions: Vec::new(),
             features: Features::new(config, hostid),
             events: Events::default(),
+            errors: ErrorLog::default(),
             aborts_in_flight: 0,
         }
     }
@@ -90,16 +99,21 @@ impl Controller {
         if !self.lock().enabled() {
             return AdminOutcome::error(Status::SEQUENCE_ERROR);
         }
-        let opcode = sqe.admin_opcode();
-        let outcome = match opcode {
+        let outcome = match sqe.admin_opcode() {
             AdminOpcode::KEEP_ALIVE => Ok(AdminOutcome::success(0)),
             AdminOpcode::ASYNC_EVENT_REQUEST => self.async_event_request(sqe.cid()),
             AdminOpcode::SET_FEATURES => self.set_features(sqe, data, now),
             AdminOpcode::GET_FEATURES => self.get_features(sqe, now),
+            AdminOpcode::IDENTIFY => self.identify(sqe),
+            AdminOpcode::GET_LOG_PAGE => self.get_log_page(sqe, now),
             AdminOpcode::ABORT if self.kind() == ControllerKind::Io => self.abort(sqe),
             _ => Err(Status::INVALID_OPCODE),
         };
-        outcome.unwrap_or_else(AdminOutcome::error)
+        outcome.unwrap_or_else(|status| {
+            let failed = FailedCommand { sqid: Qid::ADMIN, cid: sqe.cid(), status, nsid: sqe.nsid(), lba: 0 };
+            self.record_error(&failed);
+            AdminOutcome::error(status)
+        })
     }
 
     fn async_event_request(&self, cid: Cid) -> Result<AdminOutcome, Status> {

@@ -1,0 +1,205 @@
+//! Get Log Page (NVMe Base 2.0, section 5.16).
+
+use std::net::{IpAddr, SocketAddr};
+
+use aio::Instant;
+use nvme::feature::Fid;
+use nvme::identify::controller::Oncs;
+use nvme::log::discovery::{self, DiscoveryEntry, EntryFlags, SubsystemType};
+use nvme::log::smart::data_units;
+use nvme::log::{
+    ana, changed_namespaces, AnaLog, CommandEffects, EffectsLog, FeatureEffects, FeatureEffectsLog, FirmwareSlotLog,
+    GetLogPage, Lid, SmartLog, SupportedLogPages,
+};
+use nvme::{AdminOpcode, Nsid, NvmOpcode, Sqe, Status};
+
+use super::features::FEATURES;
+use super::identify::oncs;
+use super::{AdminOutcome, to_host};
+use crate::target::ana::ListenerId;
+use crate::target::controller::{Controller, ControllerKind};
+use crate::target::model::{Life, Model, Subsystem};
+
+/// The pages of an I/O controller; ANA comes on top where it is reported.
+const IO_PAGES: [Lid; 8] = [
+    Lid::SUPPORTED,
+    Lid::ERROR,
+    Lid::SMART,
+    Lid::FIRMWARE_SLOT,
+    Lid::CHANGED_NAMESPACES,
+    Lid::EFFECTS,
+    Lid::FEATURE_EFFECTS,
+    Lid::MI_EFFECTS,
+];
+
+/// The pages of a discovery controller.
+const DISCOVERY_PAGES: [Lid; 3] = [Lid::SUPPORTED, Lid::ERROR, Lid::DISCOVERY];
+
+/// Length of the page of NVMe-MI commands, of which there are none.
+const MI_EFFECTS_LEN_BYTES: usize = 4096;
+
+impl Controller {
+    pub(super) fn get_log_page(&self, sqe: &Sqe, now: Instant) -> Result<AdminOutcome, Status> {
+        let get = GetLogPage::decode(sqe);
+        // MDTS counts for log pages too, and bounds what is allocated.
+        if get.len_bytes > u64::from(self.shared.config.max_io_bytes) {
+            return Err(Status::INVALID_FIELD);
+        }
+        let model = self.shared.lock();
+        let subsystem = model.subsystem(self.subsystem()).ok_or(Status::INTERNAL_ERROR)?;
+        let pages = self.pages(subsystem);
+        if !pages.contains(&get.lid) {
+            return Err(Status::INVALID_LOG_PAGE);
+        }
+        let page = match get.lid {
+            Lid::SUPPORTED => SupportedLogPages::build(&pages).wire().to_vec(),
+            Lid::ERROR => self.lock().admin.errors.page(),
+            Lid::SMART => self.smart(&model, subsystem, get.nsid, now)?,
+            Lid::FIRMWARE_SLOT => FirmwareSlotLog::single(&self.shared.config.firmware).wire().to_vec(),
+            Lid::CHANGED_NAMESPACES => {
+                changed_namespaces(self.lock().admin.events.changed_namespaces()).wire().to_vec()
+            }
+            Lid::EFFECTS => effects(subsystem),
+            Lid::FEATURE_EFFECTS => feature_effects(),
+            Lid::MI_EFFECTS => vec![0; MI_EFFECTS_LEN_BYTES],
+            Lid::ANA => ana_page(subsystem, self.listener(), get.lsp & ana::RETURN_GROUPS_ONLY != 0),
+            _ => self.discovery_page(&model),
+        };
+        // What lies beyond the end of a page reads as zeroes.
+        let mut data = get.window(&page)?.to_vec();
+        data.resize(get.len_bytes as usize, 0);
+        let outcome = to_host(sqe, data)?;
+        if !get.rae {
+            // Still under the model's lock: no change comes between the page and this.
+            self.lock().admin.events.clear(get.lid);
+        }
+        Ok(outcome)
+    }
+
+    fn pages(&self, subsystem: &Subsystem) -> Vec<Lid> {
+        match self.kind() {
+            ControllerKind::Discovery => DISCOVERY_PAGES.to_vec(),
+            ControllerKind::Io => {
+                let ana = (subsystem.ana.table.groups() > 0).then_some(Lid::ANA);
+                IO_PAGES.into_iter().chain(ana).collect()
+            }
+        }
+    }
+
+    /// SMART of one namespace, or of the whole subsystem. There are no sensors: temperature and spare say
+    /// nothing is wrong.
+    fn smart(&self, model: &Model, subsystem: &Subsystem, nsid: Nsid, now: Instant) -> Result<Vec<u8>, Status> {
+        let totals = match nsid {
+            Nsid::NONE | Nsid::BROADCAST => subsystem.totals(),
+            one => subsystem.namespace(one).ok_or(Status::INVALID_NAMESPACE)?.totals(),
+        };
+        let hours = model.started.map_or(0, |started| now.since(started).as_secs() / 3600);
+        let wide = |n: u64| u128::from(n).into();
+        Ok(SmartLog {
+            spare: 100,
+            data_units_read: data_units(totals.read_bytes.into()),
+            data_units_written: data_units(totals.write_bytes.into()),
+            host_reads: wide(totals.read_commands),
+            host_writes: wide(totals.write_commands),
+            busy_minutes: wide(totals.busy_ns / 60_000_000_000),
+            power_cycles: 1.into(),
+            power_on_hours: wide(hours),
+            media_errors: wide(totals.media_errors),
+            error_entries: wide(self.lock().admin.errors.count()),
+            ..SmartLog::zeroed()
+        }
+        .wire()
+        .to_vec())
+    }
+
+    /// The discovery log page for this host: every subsystem that it may connect to, by every listener of that
+    /// subsystem, and the discovery subsystem itself.
+    fn discovery_page(&self, model: &Model) -> Vec<u8> {
+        let mut entries = Vec::new();
+        let serving = model.subsystems.iter().flatten().filter(|s| s.life == Life::Serving);
+        for subsystem in serving.filter(|s| s.hosts.allows(self.hostnqn().as_str())) {
+            let subtype = match subsystem.kind {
+                ControllerKind::Io => SubsystemType::NVM,
+                ControllerKind::Discovery => SubsystemType::CURRENT_DISCOVERY,
+            };
+            for (place, addr) in model.listeners.iter().enumerate() {
+                let (id, Some(addr)) = (ListenerId(place as u16), addr) else { continue };
+                if !subsystem.listeners.contains(id) {
+                    continue;
+                }
+                let mut entry = DiscoveryEntry::tcp(subtype, &subsystem.nqn, self.seen_address(*addr), id.0 + 1);
+                entry.asqsz = self.shared.config.queue_entries.into();
+                if subsystem.kind == ControllerKind::Discovery {
+                    entry.eflags = EntryFlags::DUPLICATE_INFORMATION | EntryFlags::PERSISTENT_CONNECTION;
+                }
+                entries.push(entry);
+            }
+        }
+        discovery::build(model.discovery_generation, &entries)
+    }
+
+    /// A listener's address as this host reaches it: an unspecified one is the one that it used.
+    fn seen_address(&self, listener: SocketAddr) -> SocketAddr {
+        let local = match self.local_addr().ip() {
+            IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4),
+            v4 => v4,
+        };
+        let ip = if listener.ip().is_unspecified() { local } else { listener.ip() };
+        SocketAddr::new(ip, listener.port())
+    }
+}
+
+fn ana_page(subsystem: &Subsystem, listener: ListenerId, groups_only: bool) -> Vec<u8> {
+    let table = &subsystem.ana.table;
+    let mut log = AnaLog::new(subsystem.ana.changes, groups_only);
+    for group in 1..=u32::from(table.groups()) {
+        let state = ana::AnaState::new(table.state(listener, group) as u8);
+        let members = subsystem.active().filter(|ns| ns.info.ana_group == group).map(|ns| ns.info.nsid);
+        log.group(group, state, subsystem.ana.changes, members);
+    }
+    log.finish()
+}
+
+fn effects(subsystem: &Subsystem) -> Vec<u8> {
+    const ADMIN: [AdminOpcode; 7] = [
+        AdminOpcode::GET_LOG_PAGE,
+        AdminOpcode::IDENTIFY,
+        AdminOpcode::ABORT,
+        AdminOpcode::SET_FEATURES,
+        AdminOpcode::GET_FEATURES,
+        AdminOpcode::ASYNC_EVENT_REQUEST,
+        AdminOpcode::KEEP_ALIVE,
+    ];
+    let mut log = EffectsLog::zeroed();
+    for opcode in ADMIN {
+        log.admin[usize::from(opcode.get())] = CommandEffects::SUPPORTED | CommandEffects::CONTROLLER_SCOPE;
+    }
+    let oncs = oncs(subsystem);
+    let commands = [
+        (NvmOpcode::FLUSH, true, false),
+        (NvmOpcode::WRITE, true, true),
+        (NvmOpcode::READ, true, false),
+        (NvmOpcode::COMPARE, oncs.contains(Oncs::COMPARE), false),
+        (NvmOpcode::WRITE_ZEROES, oncs.contains(Oncs::WRITE_ZEROES), true),
+        (NvmOpcode::DATASET_MANAGEMENT, oncs.contains(Oncs::DATASET_MANAGEMENT), true),
+        (NvmOpcode::VERIFY, oncs.contains(Oncs::VERIFY), false),
+        (NvmOpcode::COPY, oncs.contains(Oncs::COPY), true),
+    ];
+    for (opcode, supported, changes) in commands {
+        if supported {
+            log.io[usize::from(opcode.get())] = (CommandEffects::SUPPORTED | CommandEffects::NAMESPACE_SCOPE)
+                .with_if(CommandEffects::CONTENT_CHANGE, changes);
+        }
+    }
+    log.wire().to_vec()
+}
+
+fn feature_effects() -> Vec<u8> {
+    let mut log = FeatureEffectsLog::zeroed();
+    for fid in FEATURES {
+        let changes = fid == Fid::NUMBER_OF_QUEUES;
+        log.features[usize::from(fid.get())] = (FeatureEffects::SUPPORTED | FeatureEffects::CONTROLLER_SCOPE)
+            .with_if(FeatureEffects::CONTROLLER_CHANGE, changes);
+    }
+    log.wire().to_vec()
+}
