@@ -4,8 +4,9 @@
 
 use aio::Instant;
 use nvme::feature::{
-    ErrorRecovery, FeatureCapabilities, Fid, GetFeatures, HostBehavior, HostIdentifier, Oaes, PowerManagement,
-    QueueCounts, Select, SetFeatures, TemperatureThreshold, Timestamp, WriteAtomicity, WriteCache,
+    ErrorRecovery, FeatureCapabilities, Fid, GetFeatures, HostBehavior, HostIdentifier, Oaes,
+    PowerManagement, QueueCounts, Select, SetFeatures, TemperatureThreshold, Timestamp, WriteAtomicity,
+    WriteCache,
 };
 use nvme::{HostId, Sqe, Status};
 

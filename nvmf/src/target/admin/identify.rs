@@ -9,7 +9,9 @@ use nvme::identify::namespace::{
     Dlfeat, IdentifyNamespace, IndependentIdentifyNamespace, LbaFormat, Nmic, Nsattr, Nstat,
     NvmIdentifyNamespace,
 };
-use nvme::identify::{Cns, ControllerList, Csi, IDENTIFY_LEN_BYTES, IdList, Identify, IoCommandSets, NamespaceIds};
+use nvme::identify::{
+    Cns, ControllerList, Csi, IDENTIFY_LEN_BYTES, IdList, Identify, IoCommandSets, NamespaceIds,
+};
 use nvme::property::Version;
 use nvme::{Nsid, Sqe, Status};
 
@@ -149,7 +151,8 @@ impl Controller {
         id.nn = subsystem.max_namespaces.into();
         id.mnan = subsystem.max_namespaces.into();
         id.oncs = oncs(subsystem);
-        id.fuses = Fuses::NONE.with_if(Fuses::COMPARE_AND_WRITE, all(subsystem, Capabilities::COMPARE_AND_WRITE));
+        id.fuses =
+            Fuses::NONE.with_if(Fuses::COMPARE_AND_WRITE, all(subsystem, Capabilities::COMPARE_AND_WRITE));
         id.vwc = Vwc::FLUSH_BROADCAST.with_if(Vwc::PRESENT, cache);
         if id.oncs.contains(Oncs::COPY) {
             id.ocfs = 1.into();
@@ -167,8 +170,8 @@ pub(super) fn all(subsystem: &Subsystem, caps: Capabilities) -> bool {
 /// all; Dataset Management is advice, which works everywhere, and is named when it is of use anywhere.
 pub(super) fn oncs(subsystem: &Subsystem) -> Oncs {
     let mut none_or_any = subsystem.active().peekable();
-    let deallocates = none_or_any.peek().is_none()
-        || none_or_any.any(|ns| ns.info.caps.contains(Capabilities::UNMAP));
+    let deallocates =
+        none_or_any.peek().is_none() || none_or_any.any(|ns| ns.info.caps.contains(Capabilities::UNMAP));
     (Oncs::FEATURE_SAVE_SELECT | Oncs::TIMESTAMP)
         .with_if(Oncs::DATASET_MANAGEMENT, deallocates)
         .with_if(Oncs::COMPARE, all(subsystem, Capabilities::COMPARE))
@@ -178,7 +181,11 @@ pub(super) fn oncs(subsystem: &Subsystem) -> Oncs {
 }
 
 /// A page about one namespace: zeroes for one that does not exist but could.
-fn page_of(subsystem: &Subsystem, nsid: Nsid, build: impl FnOnce(&Namespace) -> Vec<u8>) -> Result<Vec<u8>, Status> {
+fn page_of(
+    subsystem: &Subsystem,
+    nsid: Nsid,
+    build: impl FnOnce(&Namespace) -> Vec<u8>,
+) -> Result<Vec<u8>, Status> {
     match subsystem.namespace(nsid) {
         Some(ns) => Ok(build(ns)),
         None if (1..=subsystem.max_namespaces).contains(&nsid.0) => Ok(vec![0; IDENTIFY_LEN_BYTES]),

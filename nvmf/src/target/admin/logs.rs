@@ -8,8 +8,8 @@ use nvme::identify::controller::Oncs;
 use nvme::log::discovery::{self, DiscoveryEntry, EntryFlags, SubsystemType};
 use nvme::log::smart::data_units;
 use nvme::log::{
-    ana, changed_namespaces, AnaLog, CommandEffects, EffectsLog, FeatureEffects, FeatureEffectsLog, FirmwareSlotLog,
-    GetLogPage, Lid, SmartLog, SupportedLogPages,
+    AnaLog, CommandEffects, EffectsLog, FeatureEffects, FeatureEffectsLog, FirmwareSlotLog, GetLogPage, Lid,
+    SmartLog, SupportedLogPages, ana, changed_namespaces,
 };
 use nvme::{AdminOpcode, Nsid, NvmOpcode, Sqe, Status};
 
@@ -88,7 +88,13 @@ impl Controller {
 
     /// SMART of one namespace, or of the whole subsystem. There are no sensors: temperature and spare say
     /// nothing is wrong.
-    fn smart(&self, model: &Model, subsystem: &Subsystem, nsid: Nsid, now: Instant) -> Result<Vec<u8>, Status> {
+    fn smart(
+        &self,
+        model: &Model,
+        subsystem: &Subsystem,
+        nsid: Nsid,
+        now: Instant,
+    ) -> Result<Vec<u8>, Status> {
         let totals = match nsid {
             Nsid::NONE | Nsid::BROADCAST => subsystem.totals(),
             one => subsystem.namespace(one).ok_or(Status::INVALID_NAMESPACE)?.totals(),
@@ -127,7 +133,8 @@ impl Controller {
                 if !subsystem.listeners.contains(id) {
                     continue;
                 }
-                let mut entry = DiscoveryEntry::tcp(subtype, &subsystem.nqn, self.seen_address(*addr), id.0 + 1);
+                let mut entry =
+                    DiscoveryEntry::tcp(subtype, &subsystem.nqn, self.seen_address(*addr), id.0 + 1);
                 entry.asqsz = self.shared.config.queue_entries.into();
                 if subsystem.kind == ControllerKind::Discovery {
                     entry.eflags = EntryFlags::DUPLICATE_INFORMATION | EntryFlags::PERSISTENT_CONNECTION;
