@@ -20,6 +20,8 @@
 //! | [`nqn`] | [`Nqn`] and [`HostId`] |
 //! | [`tcp`] | NVMe/TCP PDUs and the checks of their headers |
 //! | [`digest`] | CRC32C |
+//! | [`prp`] | Physical Region Page entries and lists |
+//! | [`ring`] | index and phase arithmetic of the queues |
 //! | [`text`] | ASCII fields |
 //!
 //! # How the types are made
@@ -53,6 +55,8 @@ pub mod log;
 pub mod nqn;
 pub mod nvm;
 pub mod property;
+pub mod prp;
+pub mod ring;
 pub mod sgl;
 pub mod status;
 pub mod tcp;

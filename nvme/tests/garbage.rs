@@ -2,6 +2,8 @@
 //!
 //! The seed is fixed, so a failure repeats; `KEELSON_SEED` sets another one.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use nvme::admin::Abort;
 use nvme::aen::AsyncEvent;
 use nvme::command::Direction;

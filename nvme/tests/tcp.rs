@@ -1,5 +1,7 @@
 //! NVMe/TCP PDU headers: byte-exact vectors, and a table of what a receiver accepts and refuses.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use nvme::tcp::*;
 use nvme::{Cid, Cqe, Nsid, NvmOpcode, Sqe, Status};
 

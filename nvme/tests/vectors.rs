@@ -1,6 +1,8 @@
 //! Byte-exact vectors: a command, completion or structure as it stands on the wire, written out by hand from
 //! the specification's tables, against what the types make of it and give back.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use nvme::admin::Abort;
 use nvme::aen::{AsyncEvent, EventType};
 use nvme::command::{Direction, Fuse, Psdt};
