@@ -62,7 +62,8 @@ pub struct Detached(pub Box<dyn Any + Send>);
 
 /// A listening socket. Lives on one core; wakes it when somebody knocks.
 pub trait Listener {
-    /// The next connection, if any waits. Without a known waiting connection this makes no syscall.
+    /// The next connection, if any waits. Without a known waiting connection this makes no syscall. An error concerns
+    /// one connection, which is lost; the listener goes on.
     fn accept(&mut self) -> io::Result<Option<Box<dyn ByteStream>>>;
 
     /// Where it listens (with the port filled in when 0 was asked for).

@@ -60,15 +60,18 @@ pub(super) fn peer_addr(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
 }
 
 /// `Ok(None)` for "not now".
-fn outcome(n: isize) -> io::Result<Option<usize>> {
-    if let Ok(n) = usize::try_from(n) {
-        return Ok(Some(n));
-    }
-    let e = io::Error::last_os_error();
-    match e.kind() {
-        // A signal before anything was moved: the same as nothing there, and the caller comes again.
-        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(None),
-        _ => Err(e),
+fn attempt(mut call: impl FnMut() -> isize) -> io::Result<Option<usize>> {
+    loop {
+        if let Ok(n) = usize::try_from(call()) {
+            return Ok(Some(n));
+        }
+        let e = io::Error::last_os_error();
+        match e.kind() {
+            io::ErrorKind::WouldBlock => return Ok(None),
+            // A signal before anything was moved.
+            io::ErrorKind::Interrupted => {}
+            _ => return Err(e),
+        }
     }
 }
 
@@ -96,13 +99,13 @@ pub(super) unsafe fn recv(fd: BorrowedFd<'_>, bufs: &[SgEntry]) -> io::Result<Op
     if let [one] = bufs {
         let (ptr, len) = (one.ptr.as_ptr().cast(), one.len_bytes as usize);
         // SAFETY: promised by the caller.
-        return outcome(unsafe { libc::recv(fd.as_raw_fd(), ptr, len, libc::MSG_DONTWAIT) });
+        return attempt(|| unsafe { libc::recv(fd.as_raw_fd(), ptr, len, libc::MSG_DONTWAIT) });
     }
     let mut iov = [const { MaybeUninit::uninit() }; MAX_IOV];
     let len = gather(bufs, &mut iov);
     let mut msg = header(&mut iov, len);
     // SAFETY: `msg` names `len` initialised vectors, and their memory is promised by the caller.
-    outcome(unsafe { libc::recvmsg(fd.as_raw_fd(), &mut msg, libc::MSG_DONTWAIT) })
+    attempt(|| unsafe { libc::recvmsg(fd.as_raw_fd(), &mut msg, libc::MSG_DONTWAIT) })
 }
 
 /// One send of the first [`MAX_IOV`] entries of `bufs`.
@@ -114,12 +117,12 @@ pub(super) unsafe fn send(fd: BorrowedFd<'_>, bufs: &[SgEntry]) -> io::Result<Op
     if let [one] = bufs {
         let (ptr, len) = (one.ptr.as_ptr().cast_const().cast(), one.len_bytes as usize);
         // SAFETY: promised by the caller.
-        return outcome(unsafe { libc::send(fd.as_raw_fd(), ptr, len, flags) });
+        return attempt(|| unsafe { libc::send(fd.as_raw_fd(), ptr, len, flags) });
     }
     let mut iov = [const { MaybeUninit::uninit() }; MAX_IOV];
     let len = gather(bufs, &mut iov);
     let msg = header(&mut iov, len);
     // SAFETY: `msg` names `len` initialised vectors, and their memory is promised by the caller. `ptr::from_ref` only
     // gives the header's address.
-    outcome(unsafe { libc::sendmsg(fd.as_raw_fd(), ptr::from_ref(&msg), flags) })
+    attempt(|| unsafe { libc::sendmsg(fd.as_raw_fd(), ptr::from_ref(&msg), flags) })
 }

@@ -1,6 +1,6 @@
 //! TCP streams and listeners on a core.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -33,7 +33,8 @@ impl Network for SocketNetwork {
         let local = socket::local_addr(fd.as_fd())?;
         let watch = Watch::new(self.watcher.clone(), fd)?;
         watch.arm(false);
-        Ok(Box::new(TcpListener { watch, local, watcher: self.watcher.clone() }))
+        let spare = RefCell::new(Some(spare()?));
+        Ok(Box::new(TcpListener { watch, local, watcher: self.watcher.clone(), spare }))
     }
 
     fn connect(&self, addr: SocketAddr) -> io::Result<Box<dyn ByteStream>> {
@@ -156,9 +157,33 @@ struct TcpListener {
     watch: Watch<OwnedFd>,
     local: SocketAddr,
     watcher: Watcher,
+    /// Given up to turn somebody away when the process has no descriptors left; else the knock would stay, and the core
+    /// would try again in every turn.
+    spare: RefCell<Option<OwnedFd>>,
+}
+
+/// A descriptor that is good for nothing.
+fn spare() -> io::Result<OwnedFd> {
+    Ok(rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?)
 }
 
 impl TcpListener {
+    /// Accepts with the spare descriptor's place, and hangs up. False = nobody was there: the kernel looks for a free
+    /// descriptor before it looks for a connection.
+    fn turn_away(&self) -> bool {
+        let mut place = self.spare.borrow_mut();
+        place.take();
+        let somebody = rustix::net::accept(self.watch.get_ref()).is_ok();
+        *place = spare().ok();
+        somebody
+    }
+
+    /// Nobody waits any more.
+    fn nobody(&self) {
+        self.watch.clear_readable();
+        self.watch.arm(false);
+    }
+
     fn accepted(&self, fd: OwnedFd, peer: SocketAddr) -> io::Result<Box<dyn ByteStream>> {
         socket::set_stream_options(fd.as_fd())?;
         let local = socket::local_addr(fd.as_fd())?;
@@ -181,12 +206,18 @@ impl Listener for TcpListener {
                 self.accepted(fd, peer).map(Some)
             }
             Err(e) if e == rustix::io::Errno::AGAIN => {
-                self.watch.clear_readable();
-                self.watch.arm(false);
+                self.nobody();
                 Ok(None)
             }
             // The knock was taken back.
             Err(rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR) => Ok(None),
+            Err(e @ (rustix::io::Errno::MFILE | rustix::io::Errno::NFILE)) => {
+                if self.turn_away() {
+                    return Err(e.into());
+                }
+                self.nobody();
+                Ok(None)
+            }
             Err(e) => Err(e.into()),
         }
     }

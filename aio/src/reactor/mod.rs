@@ -49,7 +49,7 @@ pub use mailbox::{Job, PostError};
 pub use offload::offload;
 pub use oneshot::{Receiver, Sender, oneshot};
 pub use stats::CoreStats;
-pub use thread::{allowed_cores, spawn_thread};
+pub use thread::{allowed_cores, raise_descriptor_limit, spawn_thread};
 pub use timer::{SleepUntil, TimedOut};
 pub use watch::Watch;
 

@@ -185,7 +185,7 @@ fn timeouts_drop_what_takes_too_long() {
 fn a_core_that_stops_answers_everybody() {
     let (mut r, _) = simulated();
     let handle = r.core().handle();
-    let waiting = handle.call(|| std::future::pending::<()>());
+    let waiting = handle.call(std::future::pending::<()>);
     let caller = thread::spawn(move || block_on(waiting));
     while r.turn() == Turn::Idle {
         thread::yield_now();
@@ -322,4 +322,11 @@ fn a_cpu_that_does_not_exist_is_an_error() {
     let text = spawn_thread(cfg).unwrap_err().to_string();
     assert!(text.contains("1000000"), "{text}");
     assert!(!allowed_cores().unwrap().is_empty());
+}
+
+#[test]
+fn the_descriptor_limit_can_be_raised() {
+    let limit = raise_descriptor_limit().unwrap();
+    assert!(limit >= 256);
+    assert_eq!(raise_descriptor_limit().unwrap(), limit);
 }

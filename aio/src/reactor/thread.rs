@@ -18,6 +18,17 @@ pub fn allowed_cores() -> io::Result<Vec<CoreId>> {
     Ok((0..CpuSet::MAX_CPU).filter(|&c| set.is_set(c)).map(|c| CoreId(c as u32)).collect())
 }
 
+/// Raises this process's limit of open descriptors as far as it may, and returns it: each connection takes one, and the
+/// usual soft limit of 1,024 was made for programs that use `select`.
+pub fn raise_descriptor_limit() -> io::Result<u64> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum {
+        setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
+    }
+    Ok(maximum.unwrap_or(u64::MAX))
+}
+
 /// Starts a reactor on a thread of its own, pinned when the configuration says so, and returns when it runs. It ends by
 /// [`CoreHandle::stop`]; [`CoreHandle::join`] waits for that.
 ///

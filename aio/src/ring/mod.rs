@@ -12,7 +12,7 @@
 //! sleep.
 //!
 //! # Kernels
-//! Needs 5.11 (waiting with a time-out). Deferred completion work (6.1) is preferred, because then nothing
+//! Needs 5.13 (waiting with a time-out, multishot polls). Deferred completion work (6.1) is preferred, because then nothing
 //! interrupts a turn and completions come in batches; then cooperative (5.19); then neither. An older kernel,
 //! or one where io_uring is forbidden, gets the epoll engine.
 //!
@@ -109,7 +109,8 @@ impl Ring {
 
     fn with(io: IoUring) -> io::Result<Self> {
         let p = io.params();
-        if !(p.is_feature_ext_arg() && p.is_feature_nodrop()) {
+        // Resource tags came with the multishot polls that wake-ups use.
+        if !(p.is_feature_ext_arg() && p.is_feature_nodrop() && p.is_feature_resource_tagging()) {
             return Err(io::ErrorKind::Unsupported.into());
         }
         Ok(Self {
