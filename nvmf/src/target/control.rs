@@ -254,7 +254,7 @@ impl Shared {
         let ids = spec.ids.unwrap_or_else(|| NsIds::from_uuid(device.uuid()));
         // The device is asked before the lock is taken, see the map of this module.
         let mut info = NsInfo::of(&*device, Nsid::NONE, spec.ana_group, self.config.max_io_bytes);
-        let boundary_blocks = device.geometry().boundary_blocks;
+        let (boundary_blocks, device_name) = (device.geometry().boundary_blocks, device.name().to_owned());
         let mut guard = self.lock();
         let model = &mut *guard;
         let serial = model.next_namespace;
@@ -269,6 +269,7 @@ impl Shared {
             info,
             ids,
             device: device.clone(),
+            device_name,
             boundary_blocks,
             counters: counters.clone(),
             subscription: None,

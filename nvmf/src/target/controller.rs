@@ -336,7 +336,7 @@ impl Controller {
 
     /// How many I/O queues are connected.
     pub fn io_queues(&self) -> usize {
-        self.lock().queues.keys().filter(|qid| !qid.is_admin()).count()
+        self.lock().io_queues()
     }
 
     // Commands.
@@ -599,7 +599,15 @@ impl Controller {
 
 impl ControllerState {
     pub(super) fn has_io_queues(&self) -> bool {
-        self.queues.keys().any(|qid| !qid.is_admin())
+        self.io_queues() > 0
+    }
+
+    pub(super) fn io_queues(&self) -> usize {
+        self.queues.keys().filter(|qid| !qid.is_admin()).count()
+    }
+
+    pub(super) fn death(&self) -> Option<Death> {
+        self.death
     }
 
     /// Commands other than Fabrics commands are taken.

@@ -79,6 +79,7 @@ pub(super) struct Namespace {
     pub(super) info: NsInfo,
     pub(super) ids: NsIds,
     pub(super) device: Arc<dyn BlockDevice>,
+    pub(super) device_name: String,
     /// Hint to hosts; 0 = none.
     pub(super) boundary_blocks: u32,
     /// One per core, in the order of the cores.
