@@ -101,7 +101,8 @@ impl Target {
     pub fn listeners(&self) -> Vec<ListenerSnapshot> {
         let model = self.shared.lock();
         let all = model.listeners.iter().enumerate();
-        all.filter_map(|(i, addr)| Some(ListenerSnapshot { id: ListenerId(i as u16), addr: (*addr)? })).collect()
+        all.filter_map(|(i, addr)| Some(ListenerSnapshot { id: ListenerId(i as u16), addr: (*addr)? }))
+            .collect()
     }
 
     /// All subsystems that are not being deleted, the discovery subsystem included, by name.
