@@ -579,10 +579,16 @@ impl IcResp {
         if !asked.contains(self.dgst) {
             return Err(PduError::Field { offset_bytes: 11 });
         }
-        if self.maxh2cdata.get() < MIN_MAXH2CDATA_BYTES || !self.maxh2cdata.get().is_multiple_of(4) {
+        if self.maxh2cdata.get() < MIN_MAXH2CDATA_BYTES {
             return Err(PduError::Field { offset_bytes: 12 });
         }
         Ok(())
+    }
+
+    /// Most data in one H2CData PDU in bytes. Controllers exist that state a number which is not a multiple of 4
+    /// (65,535): it is rounded down, so that every PDU but the last carries whole dwords.
+    pub const fn max_h2c_data_bytes(&self) -> u32 {
+        self.maxh2cdata.get() & !3
     }
 }
 

@@ -37,12 +37,14 @@ fn ic_req_and_resp() {
     assert_eq!(resp.check(DigestFlags::HEADER | DigestFlags::DATA), Ok(()));
     assert_eq!(resp.check(DigestFlags::DATA), Err(PduError::Field { offset_bytes: 11 }));
     assert_eq!(IcResp { cpda_z: 32, ..resp }.check(resp.dgst), Err(PduError::Field { offset_bytes: 10 }));
-    for bad in [0, 4095, 4098] {
+    for bad in [0, 4095] {
         assert_eq!(
             IcResp { maxh2cdata: bad.into(), ..resp }.check(resp.dgst),
             Err(PduError::Field { offset_bytes: 12 })
         );
     }
+    let odd = IcResp { maxh2cdata: 0xffff.into(), ..resp };
+    assert_eq!((odd.check(resp.dgst), odd.max_h2c_data_bytes()), (Ok(()), 65_532));
     assert_eq!((pda_bytes(0), pda_bytes(31), pda_bytes(32)), (Some(4), Some(128), None));
 }
 

@@ -536,7 +536,7 @@ impl Engine {
 
     fn ic_resp(&mut self, resp: &IcResp) -> Result<Event<'static>, PduError> {
         resp.check(self.local.digests())?;
-        Ok(self.initialized(resp.dgst, resp.cpda_z, self.local.max_r2t, resp.maxh2cdata.get()))
+        Ok(self.initialized(resp.dgst, resp.cpda_z, self.local.max_r2t, resp.max_h2c_data_bytes()))
     }
 
     fn initialized(
