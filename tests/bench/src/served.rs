@@ -116,7 +116,7 @@ pub(crate) fn perf(keelson: &Path, uri: &str, cell: &Cell, core: usize, time: Du
     let depth = cell.depth / cell.connections;
     let output = Command::new(keelson)
         .args(["-o", "json", "perf", uri, "--rw", cell.pattern(), "--bs", &cell.io_bytes.to_string()])
-        .args(["--depth", &depth.to_string(), "--queues", &cell.connections.to_string()])
+        .args(["--qd", &depth.to_string(), "--queues", &cell.connections.to_string()])
         .args(["--time", &format!("{}", time.as_secs_f64()), "-l", &core.to_string()])
         .output()
         .with_context(|| format!("starting {}", keelson.display()))?;

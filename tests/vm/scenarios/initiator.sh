@@ -9,11 +9,12 @@ nvmet_namespace $nqn 1 /dev/ram0
 nvmet_port 4420 $nqn
 uri="nvmf+tcp://127.0.0.1:4420/$nqn"
 
-for pattern in randwrite randread mixed write read; do
-    check "perf --verify $pattern" "$KEELSON" perf "$uri" --pattern $pattern --verify --time 3 --depth 16
+for pattern in randrw randwrite rw; do
+    check "perf --verify $pattern" "$KEELSON" perf "$uri" --rw $pattern --verify --time 3 --qd 16 --size 32MiB
 done
-refuse "an unknown subsystem is an error" "$KEELSON" perf "nvmf+tcp://127.0.0.1:4420/nqn.2026-01.test:nobody" --pattern randread --time 1
-refuse "a port where nobody listens is an error" "$KEELSON" perf "nvmf+tcp://127.0.0.1:4499/$nqn" --pattern randread --time 1
+check "perf --verify over two queues" "$KEELSON" perf "$uri" --rw randrw --verify --time 3 --qd 16 --queues 2 --bs 64KiB --size 32MiB
+refuse "an unknown subsystem is an error" "$KEELSON" perf "nvmf+tcp://127.0.0.1:4420/nqn.2026-01.test:nobody" --rw randread --time 1
+refuse "a port where nobody listens is an error" "$KEELSON" perf "nvmf+tcp://127.0.0.1:4499/$nqn" --rw randread --time 1
 
 # The kernel's disk, through our initiator and our target, back to the kernel.
 daemon_start

@@ -2,12 +2,14 @@
 //!
 //! # Map
 //! - [`wire`]: the wire types of `nvme`: PDU headers, commands, descriptors, names.
+//! - [`engine`]: the NVMe/TCP engine in both roles.
 //! - [`text`]: what people write: device URIs.
 
+mod engine;
 mod text;
 mod wire;
 
 use crate::Target;
 
 /// All targets.
-pub const ALL: &[Target] = &[wire::PDU, wire::COMMAND, text::URI];
+pub const ALL: &[Target] = &[wire::PDU, wire::COMMAND, engine::CONTROLLER, engine::HOST, text::URI];
