@@ -91,6 +91,52 @@ pub enum DeviceError {
         #[source]
         source: std::io::Error,
     },
+    /// The path of a file or block device leads nowhere.
+    #[error(
+        "cannot open {device}: it does not exist; correct the path, or create it, as with `truncate -s 1G {device}`"
+    )]
+    Missing {
+        /// The path.
+        device: String,
+    },
+    /// Something else uses the file or block device.
+    #[error(
+        "cannot open {device}: it is in use (mounted, part of a volume, or open in another program); free it first"
+    )]
+    InUse {
+        /// The path.
+        device: String,
+    },
+    /// The path leads to something that holds no blocks.
+    #[error("cannot open {device}: it is neither a file nor a block device; give the path of one")]
+    NotBlocks {
+        /// The path.
+        device: String,
+    },
+    /// Not even one block fits.
+    #[error(
+        "cannot use {device}: it has {size_bytes} bytes, less than one block of {block_bytes}; make it larger"
+    )]
+    TooSmall {
+        /// The path.
+        device: String,
+        /// Its size.
+        size_bytes: u64,
+        /// The block size.
+        block_bytes: u32,
+    },
+    /// The medium cannot be addressed in blocks that small.
+    #[error(
+        "cannot use {device} with blocks of {block_bytes} bytes: its own are {needed_bytes}; leave blk_size out"
+    )]
+    BlockSize {
+        /// The path.
+        device: String,
+        /// The block size that was asked for.
+        block_bytes: u32,
+        /// The smallest that works.
+        needed_bytes: u32,
+    },
     /// The device cannot do that.
     #[error("{device} does not support {op}")]
     Unsupported {

@@ -5,17 +5,17 @@
 //! leaving the list as it was would show one host what another's buffer held.
 //!
 //! # Unsafe
-//! Maps the region of zeroes and fills callers' lists, under `submit`'s contract.
+//! Fills callers' lists, under `submit`'s contract.
 
-use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use uuid::Uuid;
 
 use super::events::EventHub;
 use super::instant_queue::InstantQueue;
-use super::malloc::{MAX_TRANSFER_BYTES, memory_geometry};
+use super::malloc::memory_geometry;
+use super::zeroes::Zeroes;
 use crate::device::{
     BlockDevice, Busy, Cancel, Capabilities, DeviceError, DeviceEvent, EventSink, Geometry, IoChannel,
     LocalBoxFuture, Sleep, Subscription,
@@ -69,33 +69,6 @@ impl Null {
                 zeroes,
             }),
         })
-    }
-}
-
-/// The process's region of zeroes: one largest transfer long, read-only, mapped once and never unmapped.
-struct Zeroes(NonNull<u8>);
-
-// SAFETY: read-only memory that is never unmapped.
-unsafe impl Send for Zeroes {}
-// SAFETY: as above.
-unsafe impl Sync for Zeroes {}
-
-impl Zeroes {
-    fn get() -> std::io::Result<&'static Self> {
-        static ZEROES: OnceLock<Zeroes> = OnceLock::new();
-        if let Some(zeroes) = ZEROES.get() {
-            return Ok(zeroes);
-        }
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let len = MAX_TRANSFER_BYTES as usize;
-        // SAFETY: a new anonymous mapping at an address of the kernel's choice overlaps nothing. When two
-        // threads come here at once, the loser's mapping stays unused: address space without pages.
-        let start = unsafe { libc::mmap(core::ptr::null_mut(), len, libc::PROT_READ, flags, -1, 0) };
-        if start == libc::MAP_FAILED {
-            return Err(std::io::Error::last_os_error());
-        }
-        let start = NonNull::new(start.cast()).expect("invariant: mmap returns no null mapping");
-        Ok(ZEROES.get_or_init(|| Zeroes(start)))
     }
 }
 
@@ -186,7 +159,7 @@ impl IoChannel for Channel {
             Ok(()) if io.opcode != Opcode::Read => IoStatus::SUCCESS,
             Ok(()) if io.flags.contains(IoFlags::MAY_LEND) && io.blocks.0 > 0 => {
                 let len_bytes = io.blocks.0 as u32 * self.shared.geometry.block_bytes;
-                let entry = SgEntry { ptr: self.shared.zeroes.0, len_bytes, region: RegionId::NONE };
+                let entry = SgEntry { ptr: self.shared.zeroes.start(), len_bytes, region: RegionId::NONE };
                 self.queue.lend(token, entry);
                 return Ok(());
             }

@@ -7,6 +7,7 @@
 //!
 //! # Map
 //! - [`bench`]: drives one channel and keeps the accounts. - [`buf`]: the payload memory.
+//! - [`reactor`]: a driver that turns a reactor.
 //! - `cases`: [bounds, shapes], [data, semantics], [queueing, lifecycle], [cores].
 //!
 //! # Unsafe
@@ -17,6 +18,7 @@
 pub mod bench;
 pub mod buf;
 mod cases;
+pub mod reactor;
 
 use std::cell::RefCell;
 use std::pin::pin;
@@ -43,6 +45,11 @@ pub struct Spec {
 pub trait Driver {
     /// One round. Must not block for long.
     fn turn(&mut self);
+
+    /// Runs `work` as code of the thread's core.
+    fn enter(&mut self, work: &mut dyn FnMut()) {
+        work();
+    }
 }
 
 /// For devices that need nothing but being polled.
@@ -117,7 +124,9 @@ pub fn block_on<T>(driver: &DriverRef, future: impl Future<Output = T>) -> T {
     let mut context = Context::from_waker(Waker::noop());
     let started = Instant::now();
     loop {
-        if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
+        let mut polled = Poll::Pending;
+        driver.borrow_mut().enter(&mut || polled = future.as_mut().poll(&mut context));
+        if let Poll::Ready(value) = polled {
             return value;
         }
         assert!(started.elapsed() < PATIENCE, "a control operation hangs");
