@@ -88,8 +88,17 @@ pub struct NvmfUri {
     pub uuid: Option<Uuid>,
     /// `hostnqn`: NQN to introduce ourselves with.
     pub hostnqn: Option<String>,
+    /// The other parameters, decoded: the initiator reads those that it knows and ignores the rest.
+    pub others: Vec<(String, String)>,
     /// Text from host to path, as given.
     authority_and_path: String,
+}
+
+impl NvmfUri {
+    /// The name that the device gets on this node: the text from host to path, and the first namespace.
+    pub fn device_name(&self) -> String {
+        format!("{}n1", self.authority_and_path)
+    }
 }
 
 /// `pcie:///0000:01:00.0`.
@@ -208,7 +217,7 @@ impl DeviceUri {
             Self::Aio(f) | Self::Uring(f) => f.path.clone(),
             Self::Malloc(m) | Self::Null(m) => m.name.clone(),
             Self::Bdev(l) | Self::Loopback(l) => l.name.clone(),
-            Self::Nvmf(n) => format!("{}n1", n.authority_and_path),
+            Self::Nvmf(n) => n.device_name(),
             Self::Pcie(p) => format!("{}n1", p.address),
         }
     }
@@ -387,6 +396,7 @@ impl<'a> Parts<'a> {
             nqn,
             uuid: q.uuid()?,
             hostnqn: q.take("hostnqn"),
+            others: q.left,
             authority_and_path: format!("{}{}", self.host, self.path),
         })
     }
@@ -591,6 +601,7 @@ mod tests {
         let DeviceUri::Nvmf(n) = parse(text).unwrap() else { panic!() };
         assert_eq!((n.host.as_str(), n.port, n.nqn.as_str()), ("10.0.0.1", 8420, "nqn.2019-05.io.openebs:v"));
         assert_eq!(parse(text).unwrap().name(), "10.0.0.1/nqn.2019-05.io.openebs:vn1");
+        assert_eq!(n.others, [("other".to_owned(), "1".to_owned())]);
         let DeviceUri::Nvmf(n) = parse("nvmf+tcp://[::1]:4420/nqn?hostnqn=h").unwrap() else { panic!() };
         assert_eq!((n.host.as_str(), n.port, n.hostnqn.as_deref()), ("::1", 4420, Some("h")));
         for bad in ["nvmf:///nqn", "nvmf://h:99999/nqn", "nvmf://[::1/nqn", "nvmf://[::1]x/nqn", "nvmf://h/"]

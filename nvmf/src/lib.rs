@@ -1,4 +1,5 @@
 //! NVMe over Fabrics.
 
+pub mod initiator;
 pub mod target;
 pub mod tcp;

@@ -298,6 +298,17 @@ impl Reactor {
         drop(entered);
     }
 
+    /// Arms every wake-up as [`sleep`](Self::sleep) does, without sleeping, and says until when nothing will happen by
+    /// itself. For loops that wait in their own way or on their own clock, after an idle turn.
+    pub fn prepare(&mut self) -> Sleep {
+        let _entered = Entered::new(&self.core);
+        match self.prepare_sleep(self.core.now()) {
+            None => Sleep::KeepPolling,
+            Some(None) => Sleep::Armed,
+            Some(Some(until)) => Sleep::Until(until),
+        }
+    }
+
     fn read_clock(&mut self) -> Instant {
         let now = self.core.0.clock.now();
         let spent = match (std::mem::take(&mut self.slept), self.last_turn) {

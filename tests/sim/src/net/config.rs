@@ -7,7 +7,7 @@ use crate::rng::Rng;
 /// Delays, sizes and fault rates. Rates are per send, in parts per million.
 #[derive(Clone, Debug)]
 pub struct NetConfig {
-    /// One-way delay of a segment.
+    /// One-way delay of a segment. Never zero: what is sent in one turn is seen in a later one.
     pub delay_ns: RangeInclusive<u64>,
     /// Bytes that fit between a sender and a receiver which does not read.
     pub window_bytes: RangeInclusive<u64>,
@@ -50,7 +50,7 @@ impl NetConfig {
     pub fn choppy(rng: &mut Rng) -> Self {
         let window = *rng.pick(&[1_024, 4_096, 16_384, 131_072]);
         Self {
-            delay_ns: 0..=rng.between(1_000, 300_000),
+            delay_ns: 1..=rng.between(1_000, 300_000),
             window_bytes: window / 2 + 1..=window,
             split_ppm: rng.below(500_000) as u32,
             would_block_ppm: rng.below(100_000) as u32,

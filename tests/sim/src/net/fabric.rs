@@ -136,7 +136,7 @@ impl Fabric {
 
     fn delay(&mut self) -> std::time::Duration {
         let ns = self.rng.between(*self.config.delay_ns.start(), *self.config.delay_ns.end());
-        std::time::Duration::from_nanos(ns)
+        std::time::Duration::from_nanos(ns.max(1))
     }
 
     // ---- listening and connecting ----
