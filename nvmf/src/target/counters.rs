@@ -1,6 +1,7 @@
 //! Counters of one namespace on one core: written by that core only, read by anybody.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// What one core did for one namespace. A single writer adds with a plain load and store, so counting costs
 /// what a plain integer costs; readers sum over cores and may see a value that is a few I/Os old.
@@ -14,7 +15,12 @@ pub struct IoCounters {
     failed_commands: AtomicU64,
     media_errors: AtomicU64,
     busy_ns: AtomicU64,
+    latency: [AtomicU64; LATENCY_BUCKETS],
 }
+
+/// Buckets of the latency histogram. Bucket `i` counts commands that took less than 2^i microseconds and at
+/// least half of that; the last one also everything above (half a minute).
+pub const LATENCY_BUCKETS: usize = 26;
 
 /// A reading of [`IoCounters`], or a sum of several.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -65,6 +71,19 @@ impl IoCounters {
         if status.sct() == nvme::status::sct::MEDIA && status.code() != nvme::Status::COMPARE_FAILURE.code() {
             add(&self.media_errors, 1);
         }
+    }
+
+    /// A command took `elapsed` from its arrival to its completion, at the resolution of turns.
+    #[inline]
+    pub fn latency(&self, elapsed: Duration) {
+        let us = (elapsed.as_nanos() / 1000) as u64;
+        let bucket = (64 - us.leading_zeros() as usize).min(LATENCY_BUCKETS - 1);
+        add(&self.latency[bucket], 1);
+    }
+
+    /// How many commands fell into each bucket. Any thread.
+    pub fn latency_histogram(&self) -> [u64; LATENCY_BUCKETS] {
+        core::array::from_fn(|i| self.latency[i].load(Ordering::Relaxed))
     }
 
     /// Another `ns` nanoseconds went by with commands in flight.

@@ -7,6 +7,7 @@
 //! - [`controller`]: one association: properties, Keep Alive, the life of its queues.
 //! - [`admin`]: identify, log pages, features, asynchronous events, Abort.
 //! - [`nvm`]: decoding and validation of I/O commands; pure, hot, used by the cores.
+//! - [`core`]: what runs on each core: connections, command slots, devices, the hot path.
 //! - [`board`]: orders from the control side to the cores, and their acknowledgements.
 //! - [`config`], [`ns`], [`ana`], [`counters`], [`error`]: plain data.
 //!
@@ -31,6 +32,7 @@ pub mod config;
 pub mod connect;
 mod control;
 pub mod controller;
+pub mod core;
 pub mod counters;
 pub mod error;
 mod model;

@@ -403,6 +403,7 @@ fn arbitrary_bytes_never_panic() {
 
 mod queue {
     use super::*;
+    use crate::tcp::txq::MAX_PIECE_BYTES;
 
     fn sent(q: &TxQueue) -> Vec<u8> {
         q.gather().iter().flat_map(|e| bytes_of(*e)).collect()
@@ -437,7 +438,7 @@ mod queue {
 
     #[test]
     fn header_ring_wraps_and_never_overwrites() {
-        let mut q = TxQueue::new(64, 4, 4);
+        let mut q = TxQueue::new(64 + MAX_PIECE_BYTES, 4, 4);
         let mut expect: Vec<u8> = Vec::new();
         let mut got: Vec<u8> = Vec::new();
         let (mut next, mut rng) = (0u8, 3u32);
@@ -495,7 +496,7 @@ mod queue {
 
     #[test]
     fn everything_taken_back_leaves_an_empty_queue() {
-        let mut q = TxQueue::new(64, 2, 2);
+        let mut q = TxQueue::new(16 + 4 + MAX_PIECE_BYTES, 2, 2);
         for round in 0..100 {
             pdu(&mut q, b"head", b"data", round);
             q.take_back(|_| true);

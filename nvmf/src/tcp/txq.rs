@@ -10,8 +10,12 @@ use core::ptr::NonNull;
 
 use aio::{RegionId, SgEntry};
 
-/// Most entries of one gathered send: what the kernel takes (`UIO_MAXIOV`).
-pub const MAX_GATHER: usize = 1024;
+/// Most entries of one gathered send: what sockets of `aio` take in one call, and 32 reads of 4 KiB with their
+/// headers, beyond which a larger send was measured not to pay.
+pub const MAX_GATHER: usize = 64;
+
+/// Longest piece that [`TxQueue::header`] takes: a TermReq.
+pub const MAX_PIECE_BYTES: usize = nvme::tcp::MAX_TERM_LEN_BYTES;
 
 /// Who queued a PDU; opaque to the queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,8 +84,8 @@ impl TxQueue {
     /// True when a PDU with `n` bytes of headers and trailers fits now. Adding more than that panics.
     #[inline]
     pub fn has_room(&self, n: usize) -> bool {
-        // Twice, because a piece that does not fit before the end of the ring starts again at its beginning.
-        (self.ring_tail - self.ring_head) as usize + 2 * n <= self.ring.len()
+        // One piece that does not fit before the end of the ring starts again at its beginning.
+        (self.ring_tail - self.ring_head) as usize + n + MAX_PIECE_BYTES <= self.ring.len()
     }
 
     /// Bytes that wait to be sent.

@@ -1,0 +1,235 @@
+//! Receiving: at most one receive per connection and turn, and what the bytes mean.
+//!
+//! Needs `unsafe` to receive into chunks and into the buffers of commands whose data is arriving.
+
+use aio::SgEntry;
+use nvme::Status;
+use nvme::tcp::PduError;
+
+use super::CoreState;
+use super::chunks::Received;
+use super::conn::{Change, Conn, Fill, Phase, Stash};
+use super::slots::{SlotId, State, Step};
+use crate::tcp::{DataSpan, Event};
+
+impl Conn {
+    /// Receives once and handles what came; returns how much was done.
+    pub(super) fn receive(&mut self, core: &mut CoreState) -> usize {
+        if let Some(stash) = self.stash.take() {
+            return self.resume(stash, core);
+        }
+        if self.hot == 0 && !self.stream.ready().readable {
+            return 0;
+        }
+        let in_place = self.place_of_payload(core);
+        let max = if self.awaiting_data > 0 { core.config.recv_bytes_in_transfer } else { core.config.recv_bytes };
+        // All chunks are held by writes in flight: the next turn finds one.
+        let Some(window) = core.chunks.window(max) else { return 0 };
+        let mut bufs = [window; 2];
+        let bufs = match in_place {
+            Some(entry) => {
+                bufs[0] = entry;
+                &bufs[..]
+            }
+            None => &bufs[..1],
+        };
+        // SAFETY: the window is memory of the chunk that nothing refers to; the payload's place is in a buffer
+        // that belongs to a command which no device has yet.
+        match unsafe { self.stream.recv(bufs) } {
+            Ok(Some(0)) | Err(_) => {
+                self.drop_link(core);
+                1
+            }
+            Ok(None) => {
+                self.cool();
+                0
+            }
+            Ok(Some(n)) => {
+                self.hot = core.config.hot_turns;
+                self.last_rx = core.now;
+                core.stats.bytes_received += n as u64;
+                let direct = in_place.map_or(0, |e| n.min(e.len_bytes as usize));
+                if direct > 0 {
+                    self.engine.received_in_place(direct as u32);
+                    if let Some(fill) = &mut self.fill {
+                        fill.at += direct as u32;
+                    }
+                }
+                let received = core.chunks.commit(window, (n - direct) as u32);
+                if let Some(controller) = self.controller() {
+                    controller.saw_traffic(core.now);
+                }
+                self.parse(received, 0, core);
+                1
+            }
+        }
+    }
+
+    /// Nothing was there: after some turns the connection is not tried again before it reports readable.
+    fn cool(&mut self) {
+        self.hot = self.hot.saturating_sub(1);
+        if self.hot == 0 {
+            self.stream.arm(false);
+        }
+    }
+
+    /// Where the rest of a payload goes that is arriving in pieces.
+    fn place_of_payload(&self, core: &mut CoreState) -> Option<SgEntry> {
+        let left = self.engine.payload_left();
+        let fill = self.fill.filter(|_| left > 0)?;
+        let slot = &self.slots[fill.slot.get()?];
+        if slot.buffer.is_none() {
+            return None;
+        }
+        core.sg.clear();
+        slot.buffer.entries(fill.at, left, &mut core.sg);
+        core.sg.first().copied()
+    }
+
+    /// Receives and throws away: the connection is ending.
+    pub(super) fn discard_input(&mut self, core: &mut CoreState) -> usize {
+        if !self.stream.ready().readable {
+            self.stream.arm(false);
+            return 0;
+        }
+        let Some(window) = core.chunks.window(core.config.recv_bytes) else { return 0 };
+        // SAFETY: nothing refers to the window.
+        match unsafe { self.stream.recv(&[window]) } {
+            Ok(None) => 0,
+            Ok(Some(n)) if n > 0 => 1,
+            Ok(Some(_)) | Err(_) => {
+                self.drop_link(core);
+                1
+            }
+        }
+    }
+
+    /// Goes on where a missing buffer stopped us.
+    fn resume(&mut self, stash: Stash, core: &mut CoreState) -> usize {
+        if self.blocked.is_some_and(|id| !self.unblock(id, core)) {
+            self.stash = Some(stash);
+            return 0;
+        }
+        let Stash { bytes, received, at } = stash;
+        // The hold outlasts the parsing, which may begin another one.
+        self.parse(received, at, core);
+        core.chunks.release(bytes);
+        1
+    }
+
+    /// Finds the buffer for in-capsule data that is arriving.
+    fn unblock(&mut self, id: SlotId, core: &mut CoreState) -> bool {
+        let Some(buffer) = self.alloc(core, self.slots[id].data_bytes) else { return false };
+        self.slots[id].buffer = buffer;
+        self.blocked = None;
+        true
+    }
+
+    /// Handles `received` from `at` on.
+    fn parse(&mut self, received: Received, mut at: usize, core: &mut CoreState) {
+        // SAFETY: no window is taken before this returns; what is kept longer is held.
+        let input = unsafe { received.bytes() };
+        loop {
+            match self.engine.next(input, &mut at, &mut self.tx) {
+                Ok(Some(event)) => self.event(event, received, core),
+                Ok(None) => return,
+                Err(error) => return self.fail(error, core),
+            }
+            if self.blocked.is_some() {
+                let bytes = core.chunks.hold(received, &input[at..]);
+                self.stash = Some(Stash { bytes, received, at });
+                return;
+            }
+            if !matches!(self.phase, Phase::Initializing | Phase::Greeting | Phase::Serving) {
+                return;
+            }
+        }
+    }
+
+    #[inline]
+    fn event(&mut self, event: Event<'_>, received: Received, core: &mut CoreState) {
+        match event {
+            Event::Command(sqe, data) => self.command(&sqe, data, received, core),
+            Event::H2cData { cccid, span, data } => {
+                if let Err(error) = self.h2c_data(cccid, span) {
+                    return self.fail(error, core);
+                }
+                if let Some(bytes) = data.here {
+                    self.piece(bytes);
+                    self.payload_end(data.intact, core);
+                }
+            }
+            Event::Piece(bytes) => self.piece(bytes),
+            Event::PayloadEnd { digest } => {
+                let intact = digest.is_none_or(|d| self.filled_crc(core).is_none_or(|crc| crc == d));
+                self.payload_end(intact, core);
+            }
+            Event::Initialized(_) => {
+                self.change(Change::Initialized);
+                self.mark_dirty(core);
+            }
+            Event::Terminated(_) => self.drop_link(core),
+            // An engine in the role of a controller reports none of these.
+            Event::Response(_) | Event::C2hData { .. } | Event::R2t { .. } => {}
+        }
+    }
+
+    /// Checks an H2CData PDU, and prepares to take its data.
+    fn h2c_data(&mut self, cccid: u16, span: DataSpan) -> Result<(), PduError> {
+        let index = span.ttag & TTAG_SLOT_MASK;
+        let slot = self.slots.get_used(index).filter(|s| s.state() == State::Data && s.wants_data);
+        let slot = slot.ok_or(PduError::TTAG)?;
+        if slot.cid != cccid {
+            return Err(PduError::CCCID);
+        }
+        slot.inbound.accept(span)?;
+        self.fill =
+            Some(Fill { slot: SlotId(index), start: span.offset_bytes, at: span.offset_bytes });
+        Ok(())
+    }
+
+    /// Copies payload that lies in the chunk to where it belongs.
+    fn piece(&mut self, bytes: &[u8]) {
+        if let Some(fill) = &mut self.fill
+            && let Some(id) = fill.slot.get()
+        {
+            // Without a buffer the command has failed already, and its data is dropped.
+            if !self.slots[id].buffer.is_none() {
+                self.slots[id].buffer.write(fill.at, bytes);
+            }
+            fill.at += bytes.len() as u32;
+        }
+    }
+
+    /// The digest of the payload that just ended; `None` when it was dropped.
+    fn filled_crc(&self, core: &CoreState) -> Option<u32> {
+        let fill = self.fill?;
+        let slot = &self.slots[fill.slot.get()?];
+        if slot.buffer.is_none() {
+            return None;
+        }
+        Some(slot.buffer.crc32c(&core.chunks, fill.start, fill.at - fill.start))
+    }
+
+    /// A payload is complete.
+    fn payload_end(&mut self, intact: bool, core: &mut CoreState) {
+        let Some(id) = self.fill.take().and_then(|fill| fill.slot.get()) else { return };
+        let slot = &mut self.slots[id];
+        if !intact && slot.fault.is_success() {
+            slot.fault = Status::TRANSIENT_TRANSPORT_ERROR;
+        }
+        if slot.wants_data {
+            if !slot.inbound.is_complete() {
+                return self.send_r2ts(id, core);
+            }
+            slot.wants_data = false;
+            self.awaiting_data -= 1;
+        }
+        self.slots[id].go(Step::DataComplete);
+        self.data_complete(id, core);
+    }
+}
+
+/// Transfer tags: slot in the low bits, a count of the slot's R2Ts above, so that a late answer to an old R2T is
+/// recognised.
+pub(super) const TTAG_SLOT_MASK: u16 = 0x0fff;
