@@ -77,7 +77,8 @@ impl RxChunks {
     /// Where the next receive may put up to `max_bytes` bytes; `None` when all chunks are held.
     pub(super) fn window(&mut self, max_bytes: u32) -> Option<SgEntry> {
         if let Some(id) = self.current {
-            let chunk = self.table[usize::from(id.0)].as_ref().expect("invariant: the current chunk is there");
+            let chunk =
+                self.table[usize::from(id.0)].as_ref().expect("invariant: the current chunk is there");
             if chunk.holds == 0 {
                 self.fill = 0;
             }

@@ -71,7 +71,14 @@ impl Conn {
     // I/O commands.
 
     #[inline]
-    fn io_command(&mut self, id: SlotId, sqe: &Sqe, data: Data<'_>, received: Received, core: &mut CoreState) {
+    fn io_command(
+        &mut self,
+        id: SlotId,
+        sqe: &Sqe,
+        data: Data<'_>,
+        received: Received,
+        core: &mut CoreState,
+    ) {
         if self.fused != SlotId::NONE && nvme_fuse_second(sqe).is_none() {
             self.break_fused(core);
         }
@@ -296,7 +303,14 @@ impl Conn {
 
     // Commands that are not hot: Connect and those of the admin queue.
 
-    fn cold_command(&mut self, id: SlotId, sqe: &Sqe, data: Data<'_>, received: Received, core: &mut CoreState) {
+    fn cold_command(
+        &mut self,
+        id: SlotId,
+        sqe: &Sqe,
+        data: Data<'_>,
+        received: Received,
+        core: &mut CoreState,
+    ) {
         let connects = self.phase == Phase::Greeting;
         let from_host = sqe.direction() == Direction::HostToController;
         let source = if from_host { sqe.sgl1().parse() } else { Ok(Sgl::Transport { len_bytes: 0 }) };

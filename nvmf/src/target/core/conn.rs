@@ -143,9 +143,15 @@ const EXTRA_HEADER_BYTES: usize = 1024;
 
 impl Conn {
     /// A connection that was just accepted.
-    pub(super) fn new(index: u16, stream: Box<dyn ByteStream>, listener: ListenerId, core: &CoreState) -> Self {
+    pub(super) fn new(
+        index: u16,
+        stream: Box<dyn ByteStream>,
+        listener: ListenerId,
+        core: &CoreState,
+    ) -> Self {
         let now = core.now;
-        let local = Local { max_r2t: core.config.max_r2t, ..Local::controller(core.config.max_h2c_data_bytes) };
+        let local =
+            Local { max_r2t: core.config.max_r2t, ..Local::controller(core.config.max_h2c_data_bytes) };
         Self {
             index,
             phase: Phase::Initializing,

@@ -165,20 +165,24 @@ impl Conn {
         let mut flags = command.flags | IoFlags::STABLE;
         if command.op == NvmOp::Read {
             let len = u64::from(command.len_bytes);
-            let window_full = self.window_bytes > 0 && self.window_bytes + len > core.config.read_window_bytes;
+            let window_full =
+                self.window_bytes > 0 && self.window_bytes + len > core.config.read_window_bytes;
             if self.backlogged || window_full {
                 return Attempt::Later;
             }
             // With a digest the bytes would have to be copied at once anyhow, and what is longer than a buffer
             // could not be spilled.
-            let lend = lends && !self.engine.agreed().data_digest && command.len_bytes <= core.pools.max_bytes();
+            let lend =
+                lends && !self.engine.agreed().data_digest && command.len_bytes <= core.pools.max_bytes();
             if lend && self.slots[id].buffer.is_none() {
                 flags |= IoFlags::MAY_LEND;
             } else if self.slots[id].buffer.is_none() {
                 let Some(buffer) = self.alloc(core, command.len_bytes) else { return Attempt::Starved };
                 self.slots[id].buffer = buffer;
             }
-        } else if !self.suit_device(id, at, core) || (second != SlotId::NONE && !self.suit_device(second, at, core)) {
+        } else if !self.suit_device(id, at, core)
+            || (second != SlotId::NONE && !self.suit_device(second, at, core))
+        {
             return Attempt::Starved;
         }
         match self.offer(id, second, &command, flags, core) {
@@ -380,7 +384,8 @@ impl Conn {
 
     /// Tries to abort command `cid`. True = it had no effect, and it is or will be completed as aborted.
     pub(super) fn abort(&mut self, cid: u16, core: &mut CoreState) -> bool {
-        let found = self.slots.in_use().find(|(_, s)| s.cid == cid && s.cid_marked).map(|(id, s)| (id, s.state()));
+        let found =
+            self.slots.in_use().find(|(_, s)| s.cid == cid && s.cid_marked).map(|(id, s)| (id, s.state()));
         let Some((id, state)) = found else { return false };
         match state {
             State::Waiting if self.slots[id].partner == SlotId::NONE => {

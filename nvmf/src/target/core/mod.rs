@@ -45,7 +45,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use aio::memory::{DmaPool, DmaPools, Memory, MemoryError};
-use aio::{BlockCount, BlockRange, Completion, Instant, Listener, MAX_RANGES, Network, Poller, SgEntry, Sleep};
+use aio::{
+    BlockCount, BlockRange, Completion, Instant, Listener, MAX_RANGES, Network, Poller, SgEntry, Sleep,
+};
 
 pub use config::{CoreConfig, Timeouts};
 pub use stats::TargetCoreStats;
@@ -245,7 +247,11 @@ impl TargetCore {
                 CoreMsg::Abort(request) => self.abort(request),
                 CoreMsg::Attend => self.attend(),
                 CoreMsg::RetryConnects => {
-                    self.conns.iter_mut().flatten().filter(|c| c.connecting.is_some()).for_each(|c| c.retry = true);
+                    self.conns
+                        .iter_mut()
+                        .flatten()
+                        .filter(|c| c.connecting.is_some())
+                        .for_each(|c| c.retry = true);
                 }
             }
         }

@@ -22,7 +22,8 @@ impl Conn {
             return 0;
         }
         let in_place = self.place_of_payload(core);
-        let max = if self.awaiting_data > 0 { core.config.recv_bytes_in_transfer } else { core.config.recv_bytes };
+        let max =
+            if self.awaiting_data > 0 { core.config.recv_bytes_in_transfer } else { core.config.recv_bytes };
         // All chunks are held by writes in flight: the next turn finds one.
         let Some(window) = core.chunks.window(max) else { return 0 };
         let mut bufs = [window; 2];
@@ -183,8 +184,7 @@ impl Conn {
             return Err(PduError::CCCID);
         }
         slot.inbound.accept(span)?;
-        self.fill =
-            Some(Fill { slot: SlotId(index), start: span.offset_bytes, at: span.offset_bytes });
+        self.fill = Some(Fill { slot: SlotId(index), start: span.offset_bytes, at: span.offset_bytes });
         Ok(())
     }
 

@@ -94,7 +94,12 @@ impl Spaces {
 
     /// The namespace that a command of `subsystem`, which came through `listener`, names.
     #[inline]
-    pub(super) fn find(&self, subsystem: SubsystemId, nsid: Nsid, listener: ListenerId) -> Result<SpaceRef, Status> {
+    pub(super) fn find(
+        &self,
+        subsystem: SubsystemId,
+        nsid: Nsid,
+        listener: ListenerId,
+    ) -> Result<SpaceRef, Status> {
         let entry = self.subsystem(subsystem).ok_or(Status::INVALID_NAMESPACE)?;
         let found = entry.by_nsid.binary_search_by_key(&nsid, |(id, _)| *id);
         let index = entry.by_nsid[found.map_err(|_| Status::INVALID_NAMESPACE)?].1;
@@ -314,7 +319,9 @@ impl Spaces {
     fn advance_leaving(&mut self) -> usize {
         let mut done = 0;
         for place in &mut self.places {
-            let Some(space) = place.space.as_mut().filter(|s| s.leaving.is_some() && s.idle()) else { continue };
+            let Some(space) = place.space.as_mut().filter(|s| s.leaving.is_some() && s.idle()) else {
+                continue;
+            };
             if !space.closed {
                 space.channel.close();
                 space.closed = true;
@@ -364,7 +371,8 @@ impl Spaces {
         let mut done = 0;
         for entry in self.subsystems.iter_mut().flatten().filter(|e| e.pause_ack.is_some()) {
             let places = &self.places;
-            let idle = |(_, index): &(Nsid, u16)| places[usize::from(*index)].space.as_ref().is_none_or(Space::idle);
+            let idle =
+                |(_, index): &(Nsid, u16)| places[usize::from(*index)].space.as_ref().is_none_or(Space::idle);
             if entry.by_nsid.iter().all(idle)
                 && let Some(ack) = entry.pause_ack.take()
             {

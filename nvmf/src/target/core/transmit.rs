@@ -186,7 +186,8 @@ impl Conn {
         if !self.slots[id].unstable {
             return;
         }
-        let mut buffer = core.spill.take().expect("invariant: nothing unstable is sent without a spill buffer");
+        let mut buffer =
+            core.spill.take().expect("invariant: nothing unstable is sent without a spill buffer");
         let mut at = 0;
         let mut entries = Vec::with_capacity(1);
         self.tx.replace_partly_sent(|old| {

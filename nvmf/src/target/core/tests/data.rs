@@ -1,7 +1,7 @@
 //! Data goes through unharmed, in every way there is.
 
 use nvme::nvm::{Dsm, DsmFlags, DsmRange};
-use nvme::{Cid, NvmOpcode, Nsid, Status};
+use nvme::{Cid, Nsid, NvmOpcode, Status};
 
 use super::host::rw;
 use super::rig::Rig;
@@ -20,7 +20,8 @@ fn read_back_what_was_written() {
         for flow_control in [false, true] {
             for step in [usize::MAX, 1000, 77] {
                 let mut rig = Rig::new(DISK);
-                let local = Local { header_digest: hd, data_digest: dd, pda_z: 3, max_r2t: 2, ..Local::host() };
+                let local =
+                    Local { header_digest: hd, data_digest: dd, pda_z: 3, max_r2t: 2, ..Local::host() };
                 let (_, io) = rig.login(local, flow_control, 1);
                 let mut cid = 10;
                 for (blocks, in_capsule) in [(1, true), (8, true), (8, false), (256, false), (100, false)] {
@@ -97,7 +98,12 @@ fn a_slow_receiver_gets_what_was_there_when_it_was_read() {
         rig.login(Local::host(), false, 2)
     };
     for blocks in 0..4u64 {
-        rig.hosts[other].send(rw(NvmOpcode::WRITE, 9, 1, blocks * 8, 8), &vec![blocks as u8 + 1; 4096], true, 0);
+        rig.hosts[other].send(
+            rw(NvmOpcode::WRITE, 9, 1, blocks * 8, 8),
+            &vec![blocks as u8 + 1; 4096],
+            true,
+            0,
+        );
         rig.wait(other, 9);
     }
     let before = rig.core.state.free_bytes();
@@ -119,7 +125,10 @@ fn a_slow_receiver_gets_what_was_there_when_it_was_read() {
         at += 24 + 4096;
     }
     rig.turns(5);
-    assert_eq!(rig.core.state.free_bytes() + 131_072, before + 131_072 * u64::from(rig.core.state.spill.is_none()));
+    assert_eq!(
+        rig.core.state.free_bytes() + 131_072,
+        before + 131_072 * u64::from(rig.core.state.spill.is_none())
+    );
 }
 
 /// Receives `len` bytes of host `h` by hand.

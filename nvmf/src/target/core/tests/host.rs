@@ -7,7 +7,7 @@ use nvme::fabrics::{ConnectAttributes, ConnectData, ConnectSqe, PropertySqe};
 use nvme::property::{Cc, PropertyOffset};
 use nvme::sgl::SglDescriptor;
 use nvme::tcp::crc32c;
-use nvme::{Cid, Cntlid, Cqe, HostId, Nqn, NvmOpcode, Nsid, Qid, Sqe, Status};
+use nvme::{Cid, Cntlid, Cqe, HostId, Nqn, Nsid, NvmOpcode, Qid, Sqe, Status};
 
 use super::pipe::PipeEnd;
 use crate::tcp::{Engine, Event, Local, Outbound, Terminated, TxQueue, TxTag, emit};
@@ -139,7 +139,8 @@ impl Host {
     fn feed(&mut self, bytes: &[u8]) {
         let mut at = 0;
         loop {
-            let event = self.engine.next(bytes, &mut at, &mut self.tx).expect("the target keeps the protocol");
+            let event =
+                self.engine.next(bytes, &mut at, &mut self.tx).expect("the target keeps the protocol");
             match event {
                 None => break,
                 Some(event) => self.event(event),
@@ -214,8 +215,7 @@ impl Host {
     fn complete(&mut self, cqe: &Cqe) {
         let cid = cqe.cid.get();
         let p = self.pending.remove(&cid).expect("completion of a command in flight");
-        let done =
-            Done { status: cqe.status(), result: cqe.result(), data: p.data, sqhd: cqe.sqhd.get() };
+        let done = Done { status: cqe.status(), result: cqe.result(), data: p.data, sqhd: cqe.sqhd.get() };
         assert!(self.done.insert(cid, done).is_none(), "completed twice");
         self.order.push(cid);
     }

@@ -25,7 +25,8 @@ pub(super) struct PipeEnd {
 
 /// Two connected ends; `capacity` bytes fit in each direction.
 pub(super) fn pipe(capacity: usize) -> (PipeEnd, PipeEnd) {
-    let way = || Rc::new(RefCell::new(Way { bytes: VecDeque::with_capacity(capacity), capacity, closed: false }));
+    let way =
+        || Rc::new(RefCell::new(Way { bytes: VecDeque::with_capacity(capacity), capacity, closed: false }));
     let (a, b) = (way(), way());
     let end = |incoming: &Rc<RefCell<Way>>, outgoing: &Rc<RefCell<Way>>| PipeEnd {
         incoming: incoming.clone(),
@@ -74,10 +75,7 @@ impl ByteStream for PipeEnd {
 
     fn ready(&self) -> Ready {
         let (i, o) = (self.incoming.borrow(), self.outgoing.borrow());
-        Ready {
-            readable: !i.bytes.is_empty() || i.closed,
-            writable: o.bytes.len() < o.capacity || o.closed,
-        }
+        Ready { readable: !i.bytes.is_empty() || i.closed, writable: o.bytes.len() < o.capacity || o.closed }
     }
 
     fn arm(&mut self, _writable_too: bool) {}

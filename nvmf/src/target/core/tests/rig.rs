@@ -61,10 +61,12 @@ impl Rig {
         let memory = Memory::new(MemoryConfig { huge_pages: false });
         let pools = DmaPools::new(&memory, &pools).unwrap();
         let inbox = target.attach_core(|| {});
-        let core = TargetCore::new(target.clone(), inbox, Rc::new(NoNetwork), pools, &memory, config).unwrap();
+        let core =
+            TargetCore::new(target.clone(), inbox, Rc::new(NoNetwork), pools, &memory, config).unwrap();
         let listener = target.add_listener(([127, 0, 0, 1], 8420).into());
         let now = Instant::from_ns(1_000_000_000);
-        let mut rig = Self { target: target.clone(), core, now, hosts: Vec::new(), pipe_bytes: 1 << 22, listener };
+        let mut rig =
+            Self { target: target.clone(), core, now, hosts: Vec::new(), pipe_bytes: 1 << 22, listener };
         rig.block_on(target.create_subsystem(SubsystemSpec::new(NQN))).unwrap();
         rig.block_on(target.add_namespace(NQN, NamespaceSpec::new(device))).unwrap();
         rig
