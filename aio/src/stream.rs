@@ -72,8 +72,14 @@ pub trait Listener {
 
 /// Where streams come from: sockets, or the simulator.
 pub trait Network {
-    /// Listens on `addr`.
+    /// Listens on `addr`. An address in use is an error, also when this process uses it.
     fn listen(&self, addr: SocketAddr) -> io::Result<Box<dyn Listener>>;
+
+    /// A further core's share of the knocks on an `addr` where this process listens already: each connection goes to
+    /// one of the listeners. An error for kinds of networks that have one core.
+    fn listen_shared(&self, _addr: SocketAddr) -> io::Result<Box<dyn Listener>> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "this network cannot share a port between cores"))
+    }
 
     /// Starts to connect; returns at once. The stream becomes writable when connected; a failure shows as
     /// the error of the first send.

@@ -29,15 +29,20 @@ pub(super) fn tcp(addr: &SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket_with(family(addr), SocketType::STREAM, flags, Some(ipproto::TCP))?)
 }
 
-/// A listening socket. `[::]` takes IPv4 as well.
-pub(super) fn listening(addr: SocketAddr, backlog: i32) -> io::Result<OwnedFd> {
+/// A listening socket. `[::]` takes IPv4 as well. `share` joins sockets of this user that listen there.
+pub(super) fn listening(addr: SocketAddr, backlog: i32, share: bool) -> io::Result<OwnedFd> {
     let fd = tcp(&addr)?;
     // A restarted daemon gets its port back at once; two daemons still cannot share it.
     sockopt::set_socket_reuseaddr(&fd, true)?;
     if let SocketAddr::V6(v6) = addr {
         sockopt::set_ipv6_v6only(&fd, !v6.ip().is_unspecified())?;
     }
+    // The first binds before it allows sharing, so that it does not join somebody else's.
+    if share {
+        sockopt::set_socket_reuseport(&fd, true)?;
+    }
     rustix::net::bind(&fd, &addr)?;
+    sockopt::set_socket_reuseport(&fd, true)?;
     rustix::net::listen(&fd, backlog)?;
     Ok(fd)
 }

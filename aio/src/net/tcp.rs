@@ -25,16 +25,23 @@ impl SocketNetwork {
     pub(crate) fn new(watcher: Watcher) -> Self {
         Self { watcher }
     }
-}
 
-impl Network for SocketNetwork {
-    fn listen(&self, addr: SocketAddr) -> io::Result<Box<dyn Listener>> {
-        let fd = socket::listening(addr, BACKLOG)?;
+    fn listen_on(&self, fd: OwnedFd) -> io::Result<Box<dyn Listener>> {
         let local = socket::local_addr(fd.as_fd())?;
         let watch = Watch::new(self.watcher.clone(), fd)?;
         watch.arm(false);
         let spare = RefCell::new(Some(spare()?));
         Ok(Box::new(TcpListener { watch, local, watcher: self.watcher.clone(), spare }))
+    }
+}
+
+impl Network for SocketNetwork {
+    fn listen(&self, addr: SocketAddr) -> io::Result<Box<dyn Listener>> {
+        self.listen_on(socket::listening(addr, BACKLOG, false)?)
+    }
+
+    fn listen_shared(&self, addr: SocketAddr) -> io::Result<Box<dyn Listener>> {
+        self.listen_on(socket::listening(addr, BACKLOG, true)?)
     }
 
     fn connect(&self, addr: SocketAddr) -> io::Result<Box<dyn ByteStream>> {

@@ -268,6 +268,26 @@ fn a_port_in_use_is_an_error() {
 }
 
 #[test]
+fn cores_share_a_port_and_others_do_not() {
+    each_engine(|r| {
+        let net = r.core().network();
+        let mut first = net.listen(any("127.0.0.1")).unwrap();
+        let addr = first.local_addr();
+        let mut second = net.listen_shared(addr).unwrap();
+        assert_eq!(second.local_addr(), addr);
+        assert!(net.listen(addr).is_err_and(|e| e.kind() == ErrorKind::AddrInUse));
+        let peers: Vec<_> = (0..64).map(|_| StdStream::connect(addr).unwrap()).collect();
+        let (mut a, mut b) = (0, 0);
+        until(r, || {
+            a += usize::from(first.accept().unwrap().is_some());
+            b += usize::from(second.accept().unwrap().is_some());
+            (a + b == peers.len()).then_some(())
+        });
+        assert!(a > 0 && b > 0, "{a} {b}");
+    });
+}
+
+#[test]
 fn the_wildcard_of_ipv6_takes_ipv4_too() {
     each_engine(|r| {
         let net = r.core().network();
