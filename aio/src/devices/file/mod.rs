@@ -219,3 +219,6 @@ impl Shared {
         BlockCount(self.blocks.load(Ordering::Acquire))
     }
 }
+
+#[cfg(test)]
+mod tests;
