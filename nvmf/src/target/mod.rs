@@ -41,6 +41,8 @@ pub mod nvm;
 mod promise;
 pub mod snapshot;
 mod target;
+#[cfg(test)]
+mod tests;
 
 pub use admin::{AdminOutcome, FailedCommand};
 pub use ana::{AnaState, AnaTable, ListenerId};

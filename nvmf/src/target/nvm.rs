@@ -17,6 +17,9 @@ pub const MAX_DSM_RANGES: u32 = 256;
 /// Most source ranges of one Copy command (MSRC + 1).
 pub const MAX_COPY_RANGES: u32 = 128;
 
+/// Most bytes that the data of Dataset Management or Copy takes: 256 ranges of 16 bytes, 128 of 32.
+pub const MAX_LIST_BYTES: u32 = 4096;
+
 /// What an I/O command does. Everything here is checked against the namespace.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NvmOp {
@@ -191,18 +194,37 @@ fn needs(ns: &NsInfo, caps: Capabilities) -> Result<(), Status> {
 /// one descriptor, in-capsule or transport data block; NVMe Base 2.0, section 4.1.2).
 #[inline]
 pub fn payload(sqe: &Sqe, len_bytes: u32, to_host: bool) -> Result<Payload, Status> {
-    if !matches!(sqe.psdt(), Psdt::SGL_BUFFER | Psdt::SGL_SEGMENT) {
-        return Err(Status::INVALID_FIELD);
-    }
-    let (payload, stated) = match sqe.sgl1().parse()? {
-        Sgl::Transport { len_bytes } if to_host => (Payload::ToHost, len_bytes),
-        Sgl::Transport { len_bytes } => (Payload::FromHost, len_bytes),
-        Sgl::InCapsule { offset_bytes, len_bytes } if !to_host => {
-            (Payload::InCapsule { offset_bytes }, len_bytes)
-        }
-        _ => return Err(Status::SGL_TYPE_INVALID),
-    };
+    sgl_only(sqe)?;
+    let (payload, stated) = descriptor(sqe, to_host)?;
     if stated == len_bytes { Ok(payload) } else { Err(Status::DATA_SGL_LENGTH_INVALID) }
+}
+
+#[inline]
+fn sgl_only(sqe: &Sqe) -> Result<(), Status> {
+    let sgl = matches!(sqe.psdt(), Psdt::SGL_BUFFER | Psdt::SGL_SEGMENT);
+    if sgl { Ok(()) } else { Err(Status::INVALID_FIELD) }
+}
+
+/// Where the data is, and how much of it the host says there is.
+#[inline]
+fn descriptor(sqe: &Sqe, to_host: bool) -> Result<(Payload, u32), Status> {
+    match sqe.sgl1().parse()? {
+        Sgl::Transport { len_bytes } if to_host => Ok((Payload::ToHost, len_bytes)),
+        Sgl::Transport { len_bytes } => Ok((Payload::FromHost, len_bytes)),
+        Sgl::InCapsule { offset_bytes, len_bytes } if !to_host => {
+            Ok((Payload::InCapsule { offset_bytes }, len_bytes))
+        }
+        _ => Err(Status::SGL_TYPE_INVALID),
+    }
+}
+
+/// Judges the descriptor of a command that brings a list of `needed_bytes`. The host may send more, up to
+/// [`MAX_LIST_BYTES`]: Linux sends a whole page with every Dataset Management. Returns what it sends.
+fn list_payload(sqe: &Sqe, needed_bytes: u32) -> Result<(Payload, u32), Status> {
+    sgl_only(sqe)?;
+    let (payload, stated) = descriptor(sqe, false)?;
+    let fits = (needed_bytes..=MAX_LIST_BYTES).contains(&stated);
+    if fits { Ok((payload, stated)) } else { Err(Status::DATA_SGL_LENGTH_INVALID) }
 }
 
 /// Checks in-capsule data of `len_bytes` at `offset_bytes` against the `received_bytes` that followed the SQE.
@@ -254,8 +276,7 @@ fn dataset_management(sqe: &Sqe, ns: &NsInfo) -> Result<NvmCommand, Status> {
     if deallocates {
         writable(ns)?;
     }
-    let len_bytes = dsm.data_len_bytes();
-    let payload = payload(sqe, len_bytes, false)?;
+    let (payload, len_bytes) = list_payload(sqe, dsm.data_len_bytes())?;
     // The other attributes are hints, and so is Deallocate to a device that cannot.
     let useful = deallocates && ns.caps.contains(Capabilities::UNMAP);
     let op = if useful { NvmOp::Unmap { ranges: dsm.ranges as u16 } } else { NvmOp::Ignore };
@@ -277,8 +298,7 @@ fn copy(sqe: &Sqe, ns: &NsInfo) -> Result<NvmCommand, Status> {
     if copy.sdlba >= ns.size_blocks {
         return Err(Status::LBA_OUT_OF_RANGE);
     }
-    let len_bytes = copy.ranges * CopyRange0::LEN_BYTES as u32;
-    let payload = payload(sqe, len_bytes, false)?;
+    let (payload, len_bytes) = list_payload(sqe, copy.ranges * CopyRange0::LEN_BYTES as u32)?;
     let fua = copy.flags.contains(nvme::nvm::CopyFlags::FUA) || ns.write_through;
     let flags = if fua { IoFlags::FUA } else { IoFlags::empty() };
     let op = NvmOp::Copy { ranges: copy.ranges as u16 };
