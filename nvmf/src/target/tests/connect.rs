@@ -141,7 +141,8 @@ fn identifiers_come_from_the_range_and_are_not_reused_early() {
 fn the_number_of_controllers_is_bounded() {
     let config = TargetConfig { max_controllers: 4, ..TargetConfig::default() };
     let bench = Bench::with(config, SubsystemSpec::new(NQN), ALL_CAPS);
-    let mut grants: Vec<_> = (0..4).map(|_| granted(bench.admin_of(nvme::nqn::DISCOVERY_NQN, HOST))).collect();
+    let mut grants: Vec<_> =
+        (0..4).map(|_| granted(bench.admin_of(nvme::nqn::DISCOVERY_NQN, HOST))).collect();
     assert_eq!(rejected(bench.admin_of(NQN, HOST)).status, Status::CONNECT_CONTROLLER_BUSY);
     grants.pop();
     let _ = granted(bench.admin_of(NQN, HOST));

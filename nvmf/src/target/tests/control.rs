@@ -40,7 +40,10 @@ fn the_discovery_subsystem_stays_as_it_is() {
     let device = TestDevice::new(9, ALL_CAPS);
     let refused = run(&mut bench.core, bench.target.add_namespace(nqn, NamespaceSpec::new(device)));
     assert!(matches!(refused, Err(TargetError::Discovery(_))));
-    assert!(matches!(run(&mut bench.core, bench.target.delete_subsystem(nqn)), Err(TargetError::Discovery(_))));
+    assert!(matches!(
+        run(&mut bench.core, bench.target.delete_subsystem(nqn)),
+        Err(TargetError::Discovery(_))
+    ));
 }
 
 #[test]
@@ -150,7 +153,8 @@ fn deletion_disconnects_and_frees_the_name_before_the_place() {
     drop(admin);
     bench.core.serve();
     assert!(bench.core.log.contains(&"forget".to_owned()));
-    run(&mut bench.core, bench.target.create_subsystem(SubsystemSpec::new("nqn.2019-05.io.openebs:x"))).unwrap();
+    run(&mut bench.core, bench.target.create_subsystem(SubsystemSpec::new("nqn.2019-05.io.openebs:x")))
+        .unwrap();
     assert_eq!(granted(bench.admin_of("nqn.2019-05.io.openebs:x", HOST)).controller().subsystem(), old);
 }
 
@@ -202,7 +206,10 @@ fn h8_a_volatile_cache_that_appears_later() {
     let admin = bench.host();
     let vwc = |admin: &QueueGrant| {
         let page = identify_ns(admin, Cns::CONTROLLER, 0).unwrap();
-        nvme::identify::IdentifyController::view(&page).unwrap().vwc.contains(nvme::identify::controller::Vwc::PRESENT)
+        nvme::identify::IdentifyController::view(&page)
+            .unwrap()
+            .vwc
+            .contains(nvme::identify::controller::Vwc::PRESENT)
     };
     assert!(!vwc(&admin));
     let caps = ALL_CAPS | Capabilities::VOLATILE_CACHE;

@@ -198,7 +198,11 @@ fn h3_an_old_association_ends_before_the_next_begins() {
     let _other = granted(bench.admin_of(NQN, OTHER_HOST));
     let data = connect_data(NQN, HOST, Cntlid::DYNAMIC);
     let late = bench.offer(&ConnectSqe::new(Qid(0), 32, 0), &data, at(11));
-    assert_eq!(rejected(late).status, Status::CONNECT_CONTROLLER_BUSY, "told to come again, not to wait for ever");
+    assert_eq!(
+        rejected(late).status,
+        Status::CONNECT_CONTROLLER_BUSY,
+        "told to come again, not to wait for ever"
+    );
     bench.core.serve();
     bench.core.log.clear();
     drop(one);

@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use aio::device::{EventSink, Subscription};
 use aio::{
-    BlockCount, BlockDevice, Capabilities, DeviceError, DeviceEvent, Geometry, Instant, IoChannel, LocalBoxFuture,
+    BlockCount, BlockDevice, Capabilities, DeviceError, DeviceEvent, Geometry, Instant, IoChannel,
+    LocalBoxFuture,
 };
 use nvme::fabrics::{ConnectData, ConnectSqe, PropertySqe};
 use nvme::feature::{Fid, SetFeatures};

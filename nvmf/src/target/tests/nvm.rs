@@ -109,7 +109,8 @@ fn sgl_descriptors() {
         assert_eq!(case(write, SglDescriptor::in_capsule(0, len_bytes)), bad);
     }
     assert_eq!(case(write, SglDescriptor::in_capsule(8, 4096)), Ok(Payload::InCapsule { offset_bytes: 8 }));
-    for (psdt, fine) in [(Psdt::PRP, false), (Psdt::SGL_BUFFER, true), (Psdt::SGL_SEGMENT, true), (Psdt::new(3), false)]
+    for (psdt, fine) in
+        [(Psdt::PRP, false), (Psdt::SGL_BUFFER, true), (Psdt::SGL_SEGMENT, true), (Psdt::new(3), false)]
     {
         let mut sqe = rw(read, 0, 8, RwFlags::NONE);
         sqe.set_psdt(psdt);

@@ -56,7 +56,8 @@ fn io_commands() {
         if uses_range {
             assert!(command.lba.0 + command.blocks.0 <= ns.size_blocks && command.blocks.0 > 0);
         }
-        if matches!(command.op, NvmOp::Write | NvmOp::WriteZeroes | NvmOp::Unmap { .. } | NvmOp::Copy { .. }) {
+        if matches!(command.op, NvmOp::Write | NvmOp::WriteZeroes | NvmOp::Unmap { .. } | NvmOp::Copy { .. })
+        {
             assert!(!ns.caps.contains(Capabilities::READ_ONLY));
             let through = !ns.write_through || matches!(command.op, NvmOp::Unmap { .. });
             assert!(through || command.flags.contains(IoFlags::FUA));
