@@ -193,6 +193,12 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// A value that is new whenever completed but un-flushed writes may have been lost; `None` = cannot tell.
     fn incarnation(&self) -> Option<u128>;
 
+    /// What the operator of this node should know of it, one sentence each: a degraded mode, why, and what to do
+    /// about it. To be logged when the device is created.
+    fn notices(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Asks for events until the subscription is dropped.
     fn subscribe(&self, sink: EventSink) -> Subscription;
 

@@ -17,6 +17,8 @@ pub(super) struct InstantQueue {
     loans: TokenMap<SgEntry>,
     /// Loans whose completion still waits in `ready`: they take one slot, not two.
     loans_waiting: usize,
+    /// Accepted I/Os that are not done yet.
+    working: usize,
     depth: usize,
     refused: bool,
     closed: bool,
@@ -29,6 +31,7 @@ impl InstantQueue {
             ready: VecDeque::with_capacity(depth),
             loans: TokenMap::new(depth),
             loans_waiting: 0,
+            working: 0,
             depth,
             refused: false,
             closed: false,
@@ -49,6 +52,17 @@ impl InstantQueue {
     #[inline]
     pub(super) fn complete(&mut self, token: Token, status: IoStatus) {
         self.ready.push_back(Completion::new(token, status));
+    }
+
+    /// Keeps a reserved slot for work that goes on.
+    pub(super) fn begin_work(&mut self) {
+        self.working += 1;
+    }
+
+    /// Queues the completion of such work.
+    pub(super) fn complete_work(&mut self, token: Token, status: IoStatus) {
+        self.working -= 1;
+        self.complete(token, status);
     }
 
     /// Queues the completion of a reserved slot, together with the memory that answers it.
@@ -106,6 +120,6 @@ impl InstantQueue {
     }
 
     fn taken(&self) -> usize {
-        self.ready.len() + self.loans.len() - self.loans_waiting
+        self.ready.len() + self.working + self.loans.len() - self.loans_waiting
     }
 }

@@ -1,6 +1,7 @@
 //! `malloc`: a RAM disk.
 //!
-//! Every I/O is done at submission and its completion is delivered by the next poll. Reads that may be lent
+//! Every I/O is done at submission and its completion is delivered by the next poll; only very long Unmap and
+//! Write Zeroes are done a piece a poll, so that they do not hold up their core. Reads that may be lent
 //! are answered with the device's own memory, *unstable*: a later write changes it in place.
 //!
 //! # Several cores
@@ -15,6 +16,7 @@
 //! Copies between callers' lists and the mapping; `submit`'s contract makes the lists valid, and
 //! [`check::validate`] makes the offsets fit.
 
+use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -42,6 +44,10 @@ pub(super) const QUEUE_DEPTH: u32 = 4096;
 
 /// Most entries of one list. They are only walked, so this is a plain sanity bound.
 pub(super) const MAX_SG: u16 = 2048;
+
+/// Most bytes that are zeroed at submission or in one poll: what one Write Zeroes command can ask for with
+/// 512-byte blocks. Giving that much memory back takes less than a millisecond.
+const ZERO_AT_ONCE_BYTES: u64 = 32 << 20;
 
 const CAPABILITIES: Capabilities = Capabilities::FUA
     .union(Capabilities::UNMAP)
@@ -183,7 +189,7 @@ impl BlockDevice for Malloc {
             }
             let writer = Writer::new(&shared.exclusion);
             let queue = InstantQueue::new(shared.geometry.queue_depth);
-            Ok(Box::new(Channel { shared, writer, queue }) as Box<dyn IoChannel>)
+            Ok(Box::new(Channel { shared, writer, queue, long_work: VecDeque::new() }) as Box<dyn IoChannel>)
         })
     }
 }
@@ -205,6 +211,16 @@ impl Shared {
         self.ram.at(self.offset_bytes(lba))
     }
 
+    /// True when a valid Unmap or Write Zeroes is too long to be done at submission.
+    fn zeroes_much(&self, io: &Io<'_>) -> bool {
+        let blocks = match io.opcode {
+            // Validated: the sum fits.
+            Opcode::Unmap => io.ranges.iter().map(|range| range.blocks.0).sum(),
+            _ => io.blocks.0,
+        };
+        blocks > ZERO_AT_ONCE_BYTES / u64::from(self.geometry.block_bytes)
+    }
+
     fn zero(&self, range: BlockRange) {
         let block_bytes = u64::from(self.geometry.block_bytes);
         self.ram.zero(self.offset_bytes(range.start), range.blocks.0 * block_bytes);
@@ -215,6 +231,15 @@ struct Channel {
     shared: Arc<Shared>,
     writer: Writer,
     queue: InstantQueue,
+    /// Large ranges that are being zeroed, a piece a poll.
+    long_work: VecDeque<LongZero>,
+}
+
+/// An Unmap or Write Zeroes too long for one go.
+struct LongZero {
+    token: Token,
+    /// What is left, last first.
+    ranges: Vec<BlockRange>,
 }
 
 impl IoChannel for Channel {
@@ -231,6 +256,10 @@ impl IoChannel for Channel {
             self.queue.lend(token, SgEntry { ptr: shared.at(io.lba), len_bytes, region: RegionId::NONE });
             return Ok(());
         }
+        if matches!(io.opcode, Opcode::WriteZeroes | Opcode::Unmap) && shared.zeroes_much(io) {
+            self.begin_long_zero(io, token);
+            return Ok(());
+        }
         // SAFETY: the caller's promise about the lists, and `admit` checked lengths and range.
         let status = unsafe { self.execute(io) };
         self.queue.complete(token, status);
@@ -241,6 +270,9 @@ impl IoChannel for Channel {
 
     #[inline]
     fn poll(&mut self, out: &mut Vec<Completion>, budget: usize) -> usize {
+        if !self.long_work.is_empty() {
+            self.continue_long_zero();
+        }
         self.queue.poll(out, budget)
     }
 
@@ -249,10 +281,10 @@ impl IoChannel for Channel {
     }
 
     fn prepare_sleep(&mut self) -> Sleep {
-        self.queue.prepare_sleep()
+        if self.long_work.is_empty() { self.queue.prepare_sleep() } else { Sleep::KeepPolling }
     }
 
-    /// Always too late: the work was done at submission.
+    /// Always too late: the work was done, or begun, at submission.
     fn cancel(&mut self, _token: Token) -> Cancel {
         Cancel::TooLate
     }
@@ -284,6 +316,39 @@ impl Channel {
             return Err(check::REMOVED);
         }
         check::validate(io, &self.shared.geometry, CAPABILITIES, self.shared.size())
+    }
+
+    /// Takes up a long Unmap or Write Zeroes. Allocates: these are as rare as they are long.
+    #[cold]
+    fn begin_long_zero(&mut self, io: &Io<'_>, token: Token) {
+        let ranges = match io.opcode {
+            Opcode::Unmap => io.ranges.iter().rev().copied().collect(),
+            _ => vec![BlockRange { start: io.lba, blocks: io.blocks }],
+        };
+        self.queue.begin_work();
+        self.long_work.push_back(LongZero { token, ranges });
+    }
+
+    #[cold]
+    fn continue_long_zero(&mut self) {
+        let block_bytes = u64::from(self.shared.geometry.block_bytes);
+        let mut budget_blocks = ZERO_AT_ONCE_BYTES / block_bytes;
+        let Some(work) = self.long_work.front_mut() else { return };
+        let _guard = self.writer.enter();
+        while let Some(range) = work.ranges.last_mut().filter(|_| budget_blocks > 0) {
+            let blocks = range.blocks.0.min(budget_blocks);
+            self.shared.zero(BlockRange { start: range.start, blocks: BlockCount(blocks) });
+            budget_blocks -= blocks;
+            range.start.0 += blocks;
+            range.blocks.0 -= blocks;
+            if range.blocks.0 == 0 {
+                work.ranges.pop();
+            }
+        }
+        if work.ranges.is_empty() {
+            self.queue.complete_work(work.token, IoStatus::SUCCESS);
+            self.long_work.pop_front();
+        }
     }
 
     /// Does the work of a valid `io`.

@@ -155,6 +155,7 @@ fn sizes_and_identity() {
     assert!(device.capabilities().contains(Capabilities::VOLATILE_CACHE), "a file's writes are not durable");
     let (uuid, incarnation) = (device.uuid(), device.incarnation());
     assert_eq!(device.driver(), "aio");
+    assert!(device.notices().iter().any(|n| n.contains("last 272 bytes")), "{:?}", device.notices());
     drop(device);
     let again = FileDevice::open(&uri(&path, Some(4096)), "aio").expect("open");
     assert_eq!((again.uuid(), again.incarnation()), (uuid, incarnation), "the same file is the same device");

@@ -33,3 +33,26 @@ fn unused_memory_costs_nothing() {
     let device = Malloc::new(&uri).expect("1 TiB of addresses");
     assert_eq!(device.size().0, 1 << 31);
 }
+
+/// A very long Unmap takes several polls, holds its slot meanwhile, and zeroes everything.
+#[test]
+fn long_unmaps_leave_the_core_alone() {
+    use aio::Opcode;
+    use conformance::bench::{Request, World};
+    let world = World::new(&Mallocs, Mallocs.driver(), 4096);
+    let device = Mallocs.create(Spec { block_bytes: 4096, blocks: 65_536 }, &world.driver);
+    let mut bench = world.open(&device);
+    for lba in (0..65_536).step_by(4096) {
+        bench.write(lba, &[0x31; 4096]);
+    }
+    let unmap = Request::new(Opcode::Unmap, 0, 0).ranges(&[(0, 30_000), (40_000, 0), (30_000, 35_536)]);
+    assert!(bench.start(unmap).is_ok());
+    assert_eq!(bench.poll(64), 0, "256 MiB are not zeroed in one go");
+    assert!(!bench.channel().drained());
+    assert_eq!(bench.channel().prepare_sleep(), aio::Sleep::KeepPolling);
+    bench.settle();
+    assert!(bench.channel().drained());
+    for lba in (0..65_536).step_by(4096) {
+        assert!(bench.read(lba, 1).iter().all(|b| *b == 0), "block {lba}");
+    }
+}

@@ -63,6 +63,8 @@ struct Shared {
     file: Arc<File>,
     is_device: bool,
     direct: bool,
+    /// At the end, less than a block; when it was opened.
+    unused_bytes: u64,
     geometry: Geometry,
     capabilities: Capabilities,
     features: Features,
@@ -99,6 +101,7 @@ impl FileDevice {
                 blocks: AtomicU64::new(found.size_bytes / u64::from(found.block_bytes)),
                 is_device: found.is_device,
                 direct: found.direct,
+                unused_bytes: found.size_bytes % u64::from(found.block_bytes),
                 file: Arc::new(found.file),
                 removed: AtomicBool::new(false),
                 faulted: AtomicBool::new(false),
@@ -171,6 +174,29 @@ impl BlockDevice for FileDevice {
 
     fn incarnation(&self) -> Option<u128> {
         self.shared.incarnation
+    }
+
+    fn notices(&self) -> Vec<String> {
+        let (shared, path) = (&self.shared, &self.shared.name);
+        let mut notices = Vec::new();
+        if !shared.direct {
+            notices.push(format!(
+                "{path}: direct I/O does not work here, so data is copied through the page cache; use a file \
+                 system that has it (ext4, XFS), larger blocks, or a block device"
+            ));
+        }
+        if shared.capabilities.contains(Capabilities::READ_ONLY) {
+            notices.push(format!(
+                "{path}: read-only, because it or this user has no write permission; writes will be refused"
+            ));
+        }
+        if shared.unused_bytes > 0 {
+            let (unused, block) = (shared.unused_bytes, shared.geometry.block_bytes);
+            notices.push(format!(
+                "{path}: the last {unused} bytes are not used; make the size a multiple of {block}"
+            ));
+        }
+        notices
     }
 
     fn subscribe(&self, sink: EventSink) -> Subscription {
