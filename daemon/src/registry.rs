@@ -100,7 +100,10 @@ async fn open_local(uri: DeviceUri) -> Result<Arc<dyn BlockDevice>, EngineError>
     let name = uri.name();
     let made = spawn_blocking(move || aio::devices::create(&uri)).await;
     // The task neither panics nor is cancelled while the runtime lives.
-    made.map_err(|_| EngineError::ShuttingDown)?.map_err(|source| EngineError::CreateDevice { name, source })
+    let made = made.map_err(|_| EngineError::ShuttingDown)?;
+    let device = made.map_err(|source| EngineError::CreateDevice { name, source })?;
+    device.notices().iter().for_each(|notice| tracing::warn!("{notice}"));
+    Ok(device)
 }
 
 /// `text` with `uuid` as a parameter, unless it has one.
