@@ -10,7 +10,7 @@
 //! no particular mix: hosts that race on a block get what NVMe promises them, nothing more than that one of
 //! the commands is ordered first once both have completed on one core. Across cores the completion reaches
 //! the submitter of a later I/O through some message of the layers above, which orders the memory accesses.
-//! Compare and Write is atomic against all changes of all cores ([`super::exclusion`]).
+//! Compare and Write is atomic against all changes of all cores (`exclusion`).
 //!
 //! # Unsafe
 //! Copies between callers' lists and the mapping; `submit`'s contract makes the lists valid, and

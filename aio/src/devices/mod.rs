@@ -1,7 +1,7 @@
 //! Devices that need nothing but this crate.
 //!
 //! # Map
-//! - [`file`]: files and block devices. - [`malloc`]: a RAM disk. - [`null`]: stores nothing. - [`sim`]: fails on purpose, for tests.
+//! - [`mod@file`]: files and block devices. - [`malloc`]: a RAM disk. - [`null`]: stores nothing. - [`sim`]: fails on purpose, for tests.
 //! - Parts: [`events`] (subscribers), `instant_queue` (completions of work done at submission), `token_map`,
 //!   `exclusion` (Compare and Write against other cores), `ram` (a mapping), `zeroes` (another), [`prng`] (seeded numbers).
 //!

@@ -1,8 +1,8 @@
-//! Sockets as [`ByteStream`](crate::ByteStream)s.
+//! Sockets as [`ByteStream`]s.
 //!
 //! # Map
 //! - [`SocketNetwork`]: listens and connects; TCP over IPv4 and IPv6.
-//! - [`socket`]: options and the gathered receive and send.
+//! - `socket`: options and the gathered receive and send.
 //! - [`NoNetwork`]: what a reactor without an engine has.
 //!
 //! A receive or send is one system call on a non-blocking socket. Readiness comes from the core's engine and only when

@@ -4,7 +4,7 @@
 //! - [`Reactor`] (this file): the turn, the spin window, the sleep; [`spawn_thread`] gives it a thread.
 //! - [`Core`]: what code on the core may ask for; [`CoreHandle`]: how the rest of the process reaches it.
 //! - [`executor`](JoinHandle), [timers](SleepUntil), mailbox ([`CoreHandle::post`]), [`oneshot()`], [`offload()`].
-//! - [`engine`]: io_uring, epoll, or none; [`Watch`]: readiness of a descriptor from either.
+//! - `engine`: io_uring, epoll, or none; [`Watch`]: readiness of a descriptor from either.
 //! - [`MonotonicClock`], [`ManualClock`].
 //!
 //! # A turn

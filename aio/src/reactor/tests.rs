@@ -256,6 +256,25 @@ fn an_idle_core_does_not_turn() {
 }
 
 #[test]
+fn no_wake_up_is_lost_between_looking_and_sleeping() {
+    for engine in engines() {
+        let handle = spawn_thread(ReactorConfig { spin_window: Duration::ZERO, ..config(engine) }).unwrap();
+        let callers: Vec<_> = (0..3)
+            .map(|_| {
+                let h = handle.clone();
+                // Each call waits for its answer, so the core goes to sleep over and over.
+                thread::spawn(move || {
+                    (0..2000).for_each(|i| assert_eq!(block_on(h.call(async move || i)), Ok(i)))
+                })
+            })
+            .collect();
+        callers.into_iter().for_each(|c| c.join().unwrap());
+        handle.stop();
+        handle.join();
+    }
+}
+
+#[test]
 fn tasks_are_woken_from_other_threads() {
     for engine in engines() {
         let handle = spawn_thread(config(engine)).unwrap();
