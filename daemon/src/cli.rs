@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use rpc::cli::{GlobalArgs, Printer};
 
+use crate::demo::DemoArgs;
 use crate::error::chain;
 use crate::perf::args::PerfArgs;
+use crate::serve::args::ServeArgs;
 
 /// Keelson: a userspace NVMe storage engine. Serves disks, files and RAM as NVMe over TCP to any Linux host.
 #[derive(Parser, Debug)]
@@ -40,6 +42,10 @@ Exit codes: 0 done; 1 it failed, and stderr says why and what to do; 2 wrong arg
 /// Commands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    /// Run the daemon: block devices over NVMe/TCP, controlled over gRPC
+    Serve(Box<ServeArgs>),
+    /// Show it all in one go: a disk, exported, written and read over NVMe/TCP, and served until Ctrl-C
+    Demo(DemoArgs),
     /// Generate load on devices and measure them; `perf resource` asks a running daemon
     Perf(PerfArgs),
     /// Asks a running daemon.
@@ -63,10 +69,18 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // The control side is small: one thread serves it, and a few more do what blocks.
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build()?;
     let mut stdout = std::io::stdout().lock();
     let colour = stdout.is_terminal();
     match &cli.command {
+        Command::Serve(args) => runtime.block_on(crate::serve::run::main(args, &mut stdout))?,
+        Command::Demo(args) => {
+            if !runtime.block_on(crate::demo::main(args, &mut stdout))? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Command::Client(command) => {
             let mut printer = Printer::new(&cli.globals, &mut stdout, colour);
             runtime.block_on(rpc::cli::run(&cli.globals, command, &mut printer))?;

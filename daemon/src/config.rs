@@ -30,6 +30,7 @@ use rpc::nqn_from_name;
 use serde::Deserialize;
 
 use crate::desired::{self, Desired};
+use crate::exports::share;
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -172,7 +173,7 @@ fn resolve(file: File) -> Result<Desired, Problem> {
         }
         let hosts = resolve_hosts(&file.hosts, device.hosts, || format!("device {name:?}"))?;
         if device.share {
-            desired.subsystems.push(shared(&name, hosts));
+            desired.subsystems.push(share(&name, hosts));
         } else if !hosts.is_empty() {
             return Err(Problem::HostsWithoutShare(name));
         }
@@ -188,19 +189,6 @@ fn resolve(file: File) -> Result<Desired, Problem> {
         }
     }
     Ok(desired)
-}
-
-/// What `BdevRpc.Share` makes of a device.
-pub(crate) fn shared(device: &str, hosts: BTreeSet<String>) -> desired::Subsystem {
-    let namespace = desired::Namespace { device: device.to_owned(), nsid: 1, uuid: None, ana_group: 1 };
-    desired::Subsystem {
-        nqn: nqn_from_name(device),
-        share_of: Some(device.to_owned()),
-        allow_any_host: hosts.is_empty(),
-        hosts,
-        namespaces: vec![namespace],
-        ..desired::Subsystem::default()
-    }
 }
 
 fn resolve_subsystem(

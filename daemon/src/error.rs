@@ -22,6 +22,15 @@ pub enum EngineError {
         #[source]
         source: aio::DeviceError,
     },
+    /// The remote end could not be reached or refused.
+    #[error("cannot connect to \"{name}\": {}", chain(source))]
+    Connect {
+        /// The device's name.
+        name: String,
+        /// Why.
+        #[source]
+        source: Box<nvmf::initiator::Error>,
+    },
     /// The name is taken.
     #[error("a device \"{0}\" exists already; destroy it first, or give the new one another name")]
     DeviceExists(String),
@@ -84,6 +93,9 @@ pub enum EngineError {
         /// What it has to be.
         expected: &'static str,
     },
+    /// The target refused.
+    #[error("{}", chain(.0))]
+    Target(#[from] nvmf::target::TargetError),
     /// No NVMe controller of that name.
     #[error("there is no NVMe controller \"{0}\"")]
     NoController(String),

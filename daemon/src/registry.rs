@@ -6,7 +6,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aio::reactor::CoreHandle;
+use aio::uri::NvmfUri;
 use aio::{BlockDevice, DeviceUri};
+use nvme::Nqn;
+use nvmf::initiator::{NvmfDevice, Options, resolve};
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
@@ -26,10 +29,19 @@ pub enum Origin {
 pub struct Entry {
     /// The device.
     pub device: Arc<dyn BlockDevice>,
+    /// The same once more, when it is another host's.
+    pub remote: Option<Arc<NvmfDevice>>,
     /// The URI that makes the same device again: as given, with its uuid.
     pub uri: String,
     /// Who asked for it.
     pub origin: Origin,
+}
+
+impl Entry {
+    /// Size of the device in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.device.size().0.saturating_mul(u64::from(self.device.geometry().block_bytes))
+    }
 }
 
 /// See the module.
@@ -78,21 +90,40 @@ impl Registry {
     }
 }
 
-/// Makes the device that `uri` describes. Remote devices live on the core `home`.
-pub async fn open(
-    uri: &DeviceUri,
-    _text: &str,
-    _home: &CoreHandle,
-) -> Result<Arc<dyn BlockDevice>, EngineError> {
+/// Makes the device that `uri` describes. A remote one lives on the core `home` and, unless its URI says
+/// otherwise, is connected to under the name `hostnqn`.
+pub async fn open(uri: &DeviceUri, home: &CoreHandle, hostnqn: Option<&str>) -> Result<Opened, EngineError> {
     match uri {
         DeviceUri::Aio(_) | DeviceUri::Uring(_) | DeviceUri::Malloc(_) | DeviceUri::Null(_) => {
-            open_local(uri.clone()).await
+            Ok(Opened { device: open_local(uri.clone()).await?, remote: None })
         }
-        DeviceUri::Nvmf(_) => Err(EngineError::Scheme("nvmf")),
+        DeviceUri::Nvmf(uri) => open_remote(uri, home, hostnqn).await,
         // Aliases of what exists: resolved by the engine.
         DeviceUri::Bdev(_) | DeviceUri::Loopback(_) => Err(EngineError::NoDevice(uri.name())),
         DeviceUri::Pcie(_) => Err(EngineError::Scheme("pcie")),
     }
+}
+
+/// A device that was just made.
+pub struct Opened {
+    /// The device.
+    pub device: Arc<dyn BlockDevice>,
+    /// The same once more, when it is another host's.
+    pub remote: Option<Arc<NvmfDevice>>,
+}
+
+async fn open_remote(uri: &NvmfUri, home: &CoreHandle, hostnqn: Option<&str>) -> Result<Opened, EngineError> {
+    let name = DeviceUri::Nvmf(uri.clone()).name();
+    let failed = |source| EngineError::Connect { name: name.clone(), source: Box::new(source) };
+    let lookup = uri.clone();
+    // The resolver blocks.
+    let addr = spawn_blocking(move || resolve(&lookup)).await.map_err(|_| EngineError::ShuttingDown)?;
+    let mut options = Options::from_uri(uri, addr.map_err(failed)?).map_err(failed)?;
+    if let (None, Some(Ok(nqn))) = (&uri.hostnqn, hostnqn.map(Nqn::parse)) {
+        options.hostnqn = nqn;
+    }
+    let device = home.call(move || NvmfDevice::connect(options)).await?.map_err(failed)?;
+    Ok(Opened { device: device.clone(), remote: Some(device) })
 }
 
 /// Opening a file may block.

@@ -109,7 +109,7 @@ pub async fn main(globals: &GlobalArgs, args: &PerfArgs, out: &mut dyn Write) ->
     let mut devices = Vec::new();
     for text in &args.uris {
         let uri: aio::DeviceUri = text.parse()?;
-        devices.push(registry::open(&uri, text, &cores[0]).await?);
+        devices.push(registry::open(&uri, &cores[0], None).await?.device);
     }
     let summary = watch_run(globals, &devices, &cores, &job).await?;
     let clean = summary.is_clean();

@@ -16,6 +16,7 @@ use super::error::PeerFault;
 use super::memory;
 use super::queue::{Data, Queue};
 use super::request::{Limits, Payload, Request, fused, fused_status};
+use super::stats::ChannelStats;
 
 /// Status of an I/O whose connection ended before its answer came: whether it had an effect is unknown.
 pub(super) const LOST: Status = Status::HOST_PATHING_ERROR;
@@ -33,6 +34,7 @@ pub(super) struct Channel {
     finished: VecDeque<u32>,
     /// Requests that have commands left to issue, and had no room.
     hungry: VecDeque<u32>,
+    stats: Arc<ChannelStats>,
     /// A [`Busy`] was answered.
     refused: bool,
     closed: bool,
@@ -45,6 +47,7 @@ impl Channel {
             queue,
             core,
             limits: shared.limits(),
+            stats: shared.stats.channel(),
             shared,
             qid,
             requests: (0..depth).map(|_| Request::new()).collect(),
@@ -173,7 +176,10 @@ impl IoChannel for Channel {
         request.begin_fused(token);
         if let Some(status) = self.refusal(io) {
             self.finish(index, status);
-        } else if io.opcode == Opcode::CompareAndWrite && io.blocks.0 > 0 {
+            return Ok(());
+        }
+        self.stats.count(io, self.shared.geometry().block_bytes);
+        if io.opcode == Opcode::CompareAndWrite && io.blocks.0 > 0 {
             // SAFETY: the caller's promise, passed on.
             unsafe { self.issue_fused(index, io) };
         } else {

@@ -27,6 +27,7 @@ use super::namespace::{ControllerFacts, Namespace, identity};
 use super::options::Options;
 use super::request::Limits;
 use super::slot::MAX_ENTRIES;
+use super::stats::{DeviceStats, StatsHub};
 
 /// How often a Connect is tried on a queue that the target has not given up yet, and the pause between.
 const QUEUE_ATTEMPTS: u32 = 20;
@@ -65,6 +66,7 @@ pub(super) struct Shared {
     /// Most payload that goes along with its command.
     in_capsule_bytes: u32,
     home: Arc<Inbox>,
+    pub(super) stats: StatsHub,
 }
 
 /// I/O queue identifiers that the controller granted.
@@ -105,6 +107,7 @@ impl NvmfDevice {
             entries,
             in_capsule_bytes: if controller.identify().icdoff.get() == 0 { in_capsule as u32 } else { 0 },
             home: Arc::default(),
+            stats: StatsHub::default(),
         });
         let notices = events.contains(Oaes::NAMESPACE_ATTRIBUTE);
         home::start(&core, Rc::new(controller), &shared, shared.home.clone(), notices);
@@ -115,6 +118,16 @@ impl NvmfDevice {
     pub async fn admin(&self, request: AdminRequest) -> Result<AdminReply, Error> {
         let answer = self.shared.home.admin(request).await;
         answer.unwrap_or_else(|| Err(Error::Gone(self.shared.name.clone())))
+    }
+
+    /// False once the association has ended: all I/O fails from then on.
+    pub fn is_live(&self) -> bool {
+        !self.shared.has_failed()
+    }
+
+    /// What all its channels were asked to do so far.
+    pub fn stats(&self) -> DeviceStats {
+        self.shared.stats.sum()
     }
 
     /// The namespace's identifier.

@@ -33,9 +33,11 @@ mod options;
 mod queue;
 mod request;
 mod slot;
+mod stats;
 
 pub use controller::{AdminReply, AdminRequest, Controller, MAX_ADMIN_BYTES};
 pub use device::NvmfDevice;
 pub use discovery::{DiscoveryEntry, discover, discover_with};
 pub use error::{Error, PeerFault, UriProblem};
 pub use options::{DEFAULT_QUEUE_DEPTH, Options, resolve};
+pub use stats::DeviceStats;

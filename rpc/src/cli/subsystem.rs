@@ -86,9 +86,9 @@ pub struct CreateArgs {
     /// Highest controller id of this node
     #[arg(long, value_name = "ID")]
     max_cntlid: Option<u32>,
-    /// Do not report ANA to hosts
-    #[arg(long)]
-    no_ana: bool,
+    /// ANA groups, numbered from 1; 0 = do not report ANA to hosts
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    ana_groups: u32,
 }
 
 /// Commands of `subsystem namespace`.
@@ -253,7 +253,7 @@ async fn create(client: &Client, args: &CreateArgs, printer: &mut Printer<'_>) -
         model: args.model.clone(),
         min_cntlid: args.min_cntlid,
         max_cntlid: args.max_cntlid,
-        ana_reporting: args.no_ana.then_some(false),
+        ana_groups: Some(args.ana_groups),
     };
     let answer = client.subsystem().create_subsystem(request).await;
     let answer = answer.map_err(ClientError::call(what))?.into_inner();

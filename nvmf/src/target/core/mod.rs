@@ -6,7 +6,7 @@
 //!   `io`: submission, the line of waiting commands, completion; `transmit`: answers and the gathered send.
 //! - `slots`: the commands of a queue; `cids`: their identifiers; `buffer`: where their data is; `chunks`: where
 //!   received bytes land; `spaces`: namespaces and their channels on this core.
-//! - [`CoreConfig`], [`Timeouts`], [`TargetCoreStats`]: plain data.
+//! - [`CoreConfig`], [`Timeouts`], [`TargetCoreStats`], [`ConnectionInfo`]: plain data.
 //!
 //! # A turn
 //! `poll`: orders of the control side; new connections; then each connection receives once and submits what it
@@ -30,6 +30,7 @@ mod cids;
 mod command;
 mod config;
 mod conn;
+mod info;
 mod io;
 mod receive;
 mod slots;
@@ -50,6 +51,7 @@ use aio::{
 };
 
 pub use config::{CoreConfig, Timeouts};
+pub use info::ConnectionInfo;
 pub use stats::TargetCoreStats;
 
 use super::ana::ListenerId;

@@ -1,0 +1,454 @@
+//! The engine of one daemon: its cores, devices and exports, and every change to them.
+//!
+//! Changes run one at a time, each in a task of its own, so that a client that goes away does not leave one half
+//! done. What was created by request is written to the state folder before the request is answered.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use aio::reactor::CoreHandle;
+use aio::{BlockCount, BlockDevice, DeviceUri};
+use nvmf::initiator::NvmfDevice;
+use nvmf::target::{AnaState, Target, TargetError};
+use rpc::mayastor::v1::{NvmeController, NvmeControllerIoStats, NvmeControllerState};
+use tokio::task::spawn_blocking;
+use tracing::{info, warn};
+
+use crate::desired::{Desired, Device, Namespace, Subsystem};
+use crate::error::EngineError;
+use crate::exports::{self, Exported, Exports};
+use crate::node::Node;
+use crate::registry::{self, Entry, Opened, Origin, Registry};
+use crate::serve::target_cores;
+use crate::state::StateDir;
+
+/// How long the target may take to say goodbye to its hosts.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// A controller of another host that this engine is connected to.
+#[derive(Clone)]
+pub struct RemoteController(Arc<NvmfDevice>);
+
+impl RemoteController {
+    /// Its name: that of the device.
+    pub fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    /// As the API shows it.
+    pub fn describe(&self) -> NvmeController {
+        let block_bytes = self.0.geometry().block_bytes;
+        let state =
+            if self.0.is_live() { NvmeControllerState::Running } else { NvmeControllerState::Faulted };
+        NvmeController {
+            name: self.0.name().to_owned(),
+            state: state.into(),
+            size: self.0.size().0.saturating_mul(block_bytes.into()),
+            blk_size: block_bytes,
+        }
+    }
+
+    /// What it was asked to do.
+    pub fn stats(&self) -> NvmeControllerIoStats {
+        let stats = self.0.stats();
+        NvmeControllerIoStats {
+            num_read_ops: stats.reads,
+            num_write_ops: stats.writes,
+            bytes_read: stats.read_bytes,
+            bytes_written: stats.written_bytes,
+            num_unmap_ops: stats.unmaps,
+            bytes_unmapped: stats.unmapped_bytes,
+        }
+    }
+}
+
+/// See the module.
+pub struct Engine {
+    node: Node,
+    cores: Vec<CoreHandle>,
+    registry: Registry,
+    exports: Exports,
+    store: Option<Arc<StateDir>>,
+    /// Saved devices that could not be opened: kept, so that a disk that is missing once is not forgotten.
+    unopened: Mutex<Vec<Device>>,
+    /// Held by the change that is under way.
+    change: tokio::sync::Mutex<()>,
+}
+
+impl Engine {
+    /// An engine without devices. `cores` is not empty; the first is home to remote devices.
+    pub fn new(node: Node, cores: Vec<CoreHandle>, target: Target, store: Option<StateDir>) -> Arc<Self> {
+        Arc::new(Self {
+            node,
+            cores,
+            registry: Registry::default(),
+            exports: Exports::new(target),
+            store: store.map(Arc::new),
+            unopened: Mutex::default(),
+            change: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Who this engine is.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Its cores.
+    pub fn cores(&self) -> &[CoreHandle] {
+        &self.cores
+    }
+
+    /// Its devices.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Its subsystems.
+    pub fn exports(&self) -> &Exports {
+        &self.exports
+    }
+
+    /// The controllers of others that it is connected to.
+    pub fn controllers(&self) -> Vec<RemoteController> {
+        self.registry.list().into_iter().filter_map(|e| e.remote.map(RemoteController)).collect()
+    }
+
+    /// Where hosts find the share of `device`.
+    pub fn share_uri(&self, device: &str) -> Option<String> {
+        self.exports.share_of(device).map(|nqn| self.node.export_uri(&nqn))
+    }
+
+    /// Opens and exports what `desired` says. What fails is logged and returned as sentences, and is retried
+    /// when its device is created.
+    pub async fn restore(&self, desired: Desired, origin: Origin) -> Vec<String> {
+        let _change = self.change.lock().await;
+        let mut failures = Vec::new();
+        for device in desired.devices {
+            if let Err(e) = self.open(&device.uri, origin).await {
+                failures.push(e.to_string());
+                if origin == Origin::Request {
+                    self.unopened.lock().unwrap_or_else(PoisonError::into_inner).push(device);
+                }
+            }
+        }
+        for subsystem in desired.subsystems {
+            let nqn = subsystem.nqn.clone();
+            if self.exports.find(&nqn).is_ok() {
+                failures.push(format!(
+                    "subsystem {nqn} is in the configuration and in the state folder: the former counts"
+                ));
+                continue;
+            }
+            let failed = self.exports.restore(subsystem, origin, &self.registry).await;
+            failures.extend(failed.iter().map(|e| format!("subsystem {nqn}: {e}")));
+        }
+        failures.iter().for_each(|f| warn!("{f}"));
+        failures
+    }
+
+    /// Makes a device, or finds the one that a `bdev:///name` names.
+    pub async fn create_device(self: Arc<Self>, text: String) -> Result<Entry, EngineError> {
+        detached(async move {
+            let _change = self.change.lock().await;
+            let entry = match self.adopt(&text)? {
+                Some(entry) => entry,
+                None => self.open(&text, Origin::Request).await?,
+            };
+            let name = entry.device.name().to_owned();
+            info!(%name, uri = %entry.uri, "device created");
+            self.unopened
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .retain(|d| d.uri.parse::<DeviceUri>().is_ok_and(|u| u.name() != name));
+            for failure in self.exports.device_appeared(&name, &self.registry).await {
+                warn!(%name, "the device is there, but cannot be exported again: {failure}");
+            }
+            self.save().await?;
+            Ok(entry)
+        })
+        .await
+    }
+
+    /// Handles URIs that name a device which is there already.
+    fn adopt(&self, text: &str) -> Result<Option<Entry>, EngineError> {
+        let uri: DeviceUri = text.parse()?;
+        let found = self.registry.find(&uri.name());
+        let (entry, uri) = match (found, uri) {
+            (Some(entry), uri) => (entry, uri),
+            (None, DeviceUri::Bdev(b) | DeviceUri::Loopback(b)) => return Err(EngineError::NoDevice(b.name)),
+            (None, _) => return Ok(None),
+        };
+        check_uuid(&entry, &uri)?;
+        let failed = |source| EngineError::ResizeDevice { name: uri.name(), source };
+        match &uri {
+            DeviceUri::Bdev(_) | DeviceUri::Loopback(_) => {}
+            DeviceUri::Malloc(m) if m.resize => {
+                _ = entry.device.resize(BlockCount(m.blocks)).map_err(failed)?
+            }
+            DeviceUri::Aio(f) if f.rescan => _ = entry.device.rescan().map_err(failed)?,
+            _ => return Err(EngineError::DeviceExists(uri.name())),
+        }
+        Ok(Some(entry))
+    }
+
+    async fn open(&self, text: &str, origin: Origin) -> Result<Entry, EngineError> {
+        let uri: DeviceUri = text.parse()?;
+        if self.registry.find(&uri.name()).is_some() {
+            return Err(EngineError::DeviceExists(uri.name()));
+        }
+        let Opened { device, remote } =
+            registry::open(&uri, &self.cores[0], Some(&self.node.hostnqn)).await?;
+        let uri = registry::with_uuid(text, &uri, device.uuid());
+        let entry = Entry { device, remote, uri, origin };
+        self.registry.insert(entry.clone())?;
+        Ok(entry)
+    }
+
+    /// Closes the device that `text` made. Refused while it is exported.
+    pub async fn destroy_device(self: Arc<Self>, text: String) -> Result<(), EngineError> {
+        detached(async move {
+            let _change = self.change.lock().await;
+            let uri: DeviceUri = text.parse()?;
+            let name = uri.name();
+            let entry = self.registry.get(&name)?;
+            check_uuid(&entry, &uri)?;
+            if let Some(nqn) = self.exports.uses(&name) {
+                return Err(EngineError::DeviceInUse { name, nqn });
+            }
+            self.registry.remove(&name);
+            entry.device.remove();
+            info!(%name, "device destroyed");
+            self.save().await
+        })
+        .await
+    }
+
+    /// Exports a device alone. No hosts = any host.
+    pub async fn share_device(
+        self: Arc<Self>,
+        name: String,
+        hosts: Vec<String>,
+    ) -> Result<Entry, EngineError> {
+        detached(async move {
+            let _change = self.change.lock().await;
+            let entry = self.registry.get(&name)?;
+            if self.exports.share_of(&name).is_some() {
+                return Err(EngineError::AlreadyShared(name));
+            }
+            let desired = exports::share(&name, hosts.into_iter().collect());
+            self.exports.create(desired, &self.registry).await?;
+            info!(%name, "device shared");
+            self.save().await?;
+            Ok(entry)
+        })
+        .await
+    }
+
+    /// Ends what [`share_device`](Self::share_device) began; nothing to do is no error.
+    pub async fn unshare_device(self: Arc<Self>, name: String) -> Result<(), EngineError> {
+        detached(async move {
+            let _change = self.change.lock().await;
+            let Some(nqn) = self.exports.share_of(&name) else { return Ok(()) };
+            self.exports.destroy(&nqn).await?;
+            info!(%name, "device unshared");
+            self.save().await
+        })
+        .await
+    }
+
+    /// Makes a subsystem with its namespaces, or nothing.
+    pub async fn create_subsystem(self: Arc<Self>, desired: Subsystem) -> Result<Exported, EngineError> {
+        detached(async move {
+            let _change = self.change.lock().await;
+            let exported = self.exports.create(desired, &self.registry).await?;
+            info!(nqn = %exported.desired.nqn, "subsystem created");
+            self.save().await?;
+            Ok(exported)
+        })
+        .await
+    }
+
+    /// Disconnects the hosts of a subsystem and removes it.
+    pub async fn destroy_subsystem(self: Arc<Self>, nqn: String) -> Result<(), EngineError> {
+        detached(async move {
+            let _change = self.change.lock().await;
+            self.exports.destroy(&nqn).await?;
+            info!(%nqn, "subsystem destroyed");
+            self.save().await
+        })
+        .await
+    }
+
+    /// Adds a namespace.
+    pub async fn add_namespace(
+        self: Arc<Self>,
+        nqn: String,
+        nsid: Option<u32>,
+        namespace: Namespace,
+    ) -> Result<Namespace, EngineError> {
+        detached(async move {
+            let _change = self.change.lock().await;
+            let added = self.exports.add_namespace(&nqn, nsid, namespace, &self.registry).await?;
+            info!(%nqn, nsid = added.nsid, device = %added.device, "namespace added");
+            self.save().await?;
+            Ok(added)
+        })
+        .await
+    }
+
+    /// Removes a namespace.
+    pub async fn remove_namespace(self: Arc<Self>, nqn: String, nsid: u32) -> Result<(), EngineError> {
+        detached(async move {
+            let _change = self.change.lock().await;
+            self.exports.remove_namespace(&nqn, nsid).await?;
+            info!(%nqn, nsid, "namespace removed");
+            self.save().await
+        })
+        .await
+    }
+
+    /// Gives the device of a namespace another size, or looks at it again. Returns the size before and the
+    /// namespace, which has the new one.
+    pub async fn resize_namespace(
+        self: Arc<Self>,
+        nqn: String,
+        nsid: u32,
+        size_bytes: Option<u64>,
+    ) -> Result<(u64, Namespace), EngineError> {
+        detached(async move {
+            let _change = self.change.lock().await;
+            let exported = self.exports.find(&nqn)?;
+            let namespace = exported.desired.namespaces.into_iter().find(|n| n.nsid == nsid);
+            let namespace = namespace.ok_or_else(|| TargetError::NoNamespace { nqn, nsid })?;
+            let entry = self.registry.get(&namespace.device)?;
+            let before = entry.size_bytes();
+            let device = entry.device.clone();
+            let failed = |source| EngineError::ResizeDevice { name: namespace.device.clone(), source };
+            match size_bytes {
+                Some(size_bytes) => {
+                    let block_bytes = device.geometry().block_bytes;
+                    if size_bytes % u64::from(block_bytes) != 0 || size_bytes == 0 {
+                        let name = namespace.device;
+                        return Err(EngineError::UnalignedSize { name, size_bytes, block_bytes });
+                    }
+                    let blocks = BlockCount(size_bytes / u64::from(block_bytes));
+                    blocking(move || device.resize(blocks)).await?.map_err(failed)?;
+                }
+                None => _ = blocking(move || device.rescan()).await?.map_err(failed)?,
+            }
+            info!(device = %namespace.device, before, after = entry.size_bytes(), "device resized");
+            Ok((before, namespace))
+        })
+        .await
+    }
+
+    /// Changes who may connect to a subsystem.
+    pub async fn change_hosts(
+        self: Arc<Self>,
+        nqn: String,
+        change: impl FnOnce(&mut Subsystem) + Send + 'static,
+    ) -> Result<Exported, EngineError> {
+        detached(async move {
+            let _change = self.change.lock().await;
+            self.exports.change_hosts(&nqn, change)?;
+            self.save().await?;
+            self.exports.find(&nqn)
+        })
+        .await
+    }
+
+    /// Sets the state of one ANA group, or of all.
+    pub async fn set_ana(
+        self: Arc<Self>,
+        nqn: String,
+        group: Option<u32>,
+        state: AnaState,
+    ) -> Result<Exported, EngineError> {
+        detached(async move {
+            let _change = self.change.lock().await;
+            self.exports.set_ana(&nqn, group, state).await?;
+            info!(%nqn, ?group, ?state, "ANA state set");
+            self.save().await?;
+            self.exports.find(&nqn)
+        })
+        .await
+    }
+
+    /// What would have to be asked for again after a restart.
+    fn to_be_saved(&self) -> Desired {
+        let requested = |origin| origin == Origin::Request;
+        let mut devices: Vec<Device> = self.unopened.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let open = self.registry.list().into_iter().filter(|e| requested(e.origin));
+        devices.extend(open.map(|e| Device { uri: e.uri }));
+        let subsystems = self.exports.list().into_iter().filter(|e| requested(e.origin)).map(|e| e.desired);
+        Desired { devices, subsystems: subsystems.collect() }
+    }
+
+    async fn save(&self) -> Result<(), EngineError> {
+        let Some(store) = self.store.clone() else { return Ok(()) };
+        let desired = self.to_be_saved();
+        blocking(move || store.save(&desired)).await?.map_err(EngineError::NotRecorded)
+    }
+
+    /// Says goodbye to all hosts, closes the devices and ends the cores. What was created by request stays in the
+    /// state folder. Takes a bounded time.
+    pub async fn shut_down(&self) {
+        // No change begins any more, and the one under way gets its time.
+        let change = tokio::time::timeout(DRAIN_TIMEOUT, self.change.lock()).await;
+        let goodbye = async {
+            for exported in self.exports.list().iter().filter(|e| e.created) {
+                if let Err(e) = self.exports.target().delete_subsystem(&exported.desired.nqn).await {
+                    warn!("{e}");
+                }
+            }
+        };
+        if tokio::time::timeout(DRAIN_TIMEOUT, goodbye).await.is_err() {
+            warn!("hosts did not let go in time");
+        }
+        for entry in self.registry.list() {
+            entry.device.remove();
+        }
+        let shares = async {
+            for core in &self.cores {
+                target_cores::stop(core).await;
+            }
+        };
+        if tokio::time::timeout(DRAIN_TIMEOUT, shares).await.is_err() {
+            warn!("devices did not let go of their commands in time");
+        }
+        let cores = self.cores.clone();
+        let ended = blocking(move || {
+            cores.iter().for_each(CoreHandle::stop);
+            cores.iter().for_each(CoreHandle::join);
+        });
+        if tokio::time::timeout(DRAIN_TIMEOUT, ended).await.is_err() {
+            warn!("a core did not end in time");
+        }
+        // Whatever waited for its turn finds nothing to change.
+        drop(change);
+    }
+}
+
+fn check_uuid(entry: &Entry, uri: &DeviceUri) -> Result<(), EngineError> {
+    let actual = entry.device.uuid();
+    match uri.uuid() {
+        // The uuid of a remote URI is the identity of a record above, not of the namespace.
+        Some(asked) if asked != actual && !matches!(uri, DeviceUri::Nvmf(_)) => {
+            Err(EngineError::UuidMismatch { name: uri.name(), actual, asked })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Runs a change to its end whatever becomes of the client.
+async fn detached<T: Send + 'static>(
+    change: impl Future<Output = Result<T, EngineError>> + Send + 'static,
+) -> Result<T, EngineError> {
+    tokio::spawn(change).await.unwrap_or(Err(EngineError::ShuttingDown))
+}
+
+/// Runs what may block where that hurts nobody.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, EngineError> {
+    spawn_blocking(work).await.map_err(|_| EngineError::ShuttingDown)
+}

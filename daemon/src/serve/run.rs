@@ -1,0 +1,307 @@
+//! Starts a daemon, and ends it.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aio::memory::{Memory, MemoryConfig};
+use aio::reactor::{CoreHandle, EngineChoice, EngineKind, ReactorConfig, spawn_thread};
+use aio::{Core, CoreId};
+use anyhow::{Context, bail};
+use nvmf::target::{Target, TargetConfig};
+use rpc::FILE_DESCRIPTOR_SET;
+use rpc::keelson::v1::subsystem_rpc_server::SubsystemRpcServer;
+use rpc::mayastor::v1::bdev_rpc_server::BdevRpcServer;
+use rpc::mayastor::v1::host_rpc_server::HostRpcServer;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::TcpListenerStream;
+use tracing::{info, warn};
+
+use super::args::{Engine as EngineArg, ServeArgs};
+use super::target_cores;
+use super::{banner, iface};
+use crate::desired::Desired;
+use crate::engine::Engine;
+use crate::metrics;
+use crate::node::Node;
+use crate::registry::Origin;
+use crate::services::bdev::BdevService;
+use crate::services::host::HostService;
+use crate::services::subsystem::SubsystemService;
+use crate::state::StateDir;
+use crate::{config, log};
+
+/// How long requests that are being answered may take when the daemon ends.
+const GRPC_DRAIN: Duration = Duration::from_millis(500);
+
+/// Most bytes of one request.
+const MAX_REQUEST_BYTES: usize = 4 << 20;
+
+/// Everything that a daemon is made from.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Name of the node.
+    pub node_name: String,
+    /// NQN under which it connects to others; `None` = made from the name.
+    pub hostnqn: Option<String>,
+    /// Where gRPC is served. Port 0 = any.
+    pub grpc: SocketAddr,
+    /// Where NVMe/TCP is served. Port 0 = any.
+    pub nvmf: SocketAddr,
+    /// Where metrics are served.
+    pub metrics: Option<SocketAddr>,
+    /// One reactor each. Not empty.
+    pub cores: Vec<CoreId>,
+    /// Pin them.
+    pub pin: bool,
+    /// How long they spin.
+    pub spin_window: Duration,
+    /// What they wait in.
+    pub engine: EngineChoice,
+    /// Limits of the target.
+    pub target: TargetConfig,
+    /// The state folder.
+    pub state: Option<std::path::PathBuf>,
+    /// What to start with.
+    pub declared: Desired,
+}
+
+/// A running daemon.
+pub struct Daemon {
+    engine: Arc<Engine>,
+    engine_kind: EngineKind,
+    stop: watch::Sender<bool>,
+    servers: Vec<JoinHandle<()>>,
+    failures: Vec<String>,
+    metrics: Option<SocketAddr>,
+}
+
+impl Daemon {
+    /// Binds all ports first, so that a second daemon says so before it touches any device. Then opens and
+    /// exports what was declared and saved.
+    pub async fn start(setup: Setup) -> anyhow::Result<Self> {
+        let grpc = bind("gRPC", "--grpc-port", setup.grpc).await?;
+        let metrics_listener = match setup.metrics {
+            Some(addr) => Some(bind("metrics", "--metrics", addr).await?),
+            None => None,
+        };
+        let store = setup.state.as_deref().map(StateDir::open).transpose()?;
+        let saved = store.as_ref().map(StateDir::load).transpose()?.unwrap_or_default();
+        let cores = start_cores(&setup)?;
+        let engine_kind = cores[0].call(|| async { current().engine() }).await?;
+        let target = Target::new(setup.target);
+        let nvmf = match target_cores::start(&target, &cores, setup.nvmf).await {
+            Ok(addr) => addr,
+            Err(e) => {
+                cores.iter().for_each(CoreHandle::stop);
+                cores.iter().for_each(CoreHandle::join);
+                return Err(e);
+            }
+        };
+        let node = Node::new(setup.node_name, grpc.local_addr()?, nvmf, setup.hostnqn);
+        let engine = Engine::new(node, cores, target, store);
+        let mut failures = engine.restore(setup.declared, Origin::Config).await;
+        failures.extend(engine.restore(saved, Origin::Request).await);
+
+        let (stop, stopped) = watch::channel(false);
+        let mut servers = vec![serve_grpc(engine.clone(), grpc, stopped.clone()).await?];
+        let metrics = metrics_listener.as_ref().map(TcpListener::local_addr).transpose()?;
+        if let Some(listener) = metrics_listener {
+            servers.push(tokio::spawn(metrics::serve(listener, engine.clone(), stopped)));
+        }
+        info!(node = %engine.node().name, grpc = %engine.node().grpc, nvmf = %engine.node().nvmf, "serving");
+        Ok(Self { engine, engine_kind, stop, servers, failures, metrics })
+    }
+
+    /// Its engine.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// What its cores wait in.
+    pub fn engine_kind(&self) -> EngineKind {
+        self.engine_kind
+    }
+
+    /// What could not be opened or exported at the start.
+    pub fn failures(&self) -> &[String] {
+        &self.failures
+    }
+
+    /// Where metrics are served.
+    pub fn metrics(&self) -> Option<SocketAddr> {
+        self.metrics
+    }
+
+    /// Stops taking requests, says goodbye to hosts, closes devices, ends the cores. Takes a second or two at
+    /// most.
+    pub async fn stop(self) {
+        info!("shutting down");
+        // Nobody listens when all servers have ended by themselves.
+        let _ = self.stop.send(true);
+        for mut server in self.servers {
+            if tokio::time::timeout(GRPC_DRAIN, &mut server).await.is_err() {
+                server.abort();
+            }
+        }
+        self.engine.shut_down().await;
+        info!("done");
+    }
+}
+
+fn current() -> Core {
+    Core::current().expect("invariant: calls run on a core")
+}
+
+async fn bind(what: &str, flag: &str, addr: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(addr).await.with_context(|| match addr.port() {
+        0 => format!("cannot serve {what} on {addr}"),
+        _ => format!(
+            "cannot serve {what} on {addr}; is another keelson running there? {flag} chooses another port"
+        ),
+    })
+}
+
+fn start_cores(setup: &Setup) -> anyhow::Result<Vec<CoreHandle>> {
+    let mut cores: Vec<CoreHandle> = Vec::new();
+    for &core in &setup.cores {
+        let config = ReactorConfig {
+            pin: setup.pin,
+            spin_window: setup.spin_window,
+            engine: setup.engine,
+            ..ReactorConfig::new(core)
+        };
+        match spawn_thread(config) {
+            Ok(handle) => cores.push(handle),
+            Err(e) => {
+                cores.iter().for_each(CoreHandle::stop);
+                cores.iter().for_each(CoreHandle::join);
+                return Err(e)
+                    .with_context(|| format!("cannot start a reactor on core {core} (-l chooses others)"));
+            }
+        }
+    }
+    if cores.is_empty() {
+        bail!("no core to run on: -l names them");
+    }
+    Ok(cores)
+}
+
+async fn serve_grpc(
+    engine: Arc<Engine>,
+    listener: TcpListener,
+    mut stopped: watch::Receiver<bool>,
+) -> anyhow::Result<JoinHandle<()>> {
+    let bdev = BdevRpcServer::new(BdevService(engine.clone())).max_decoding_message_size(MAX_REQUEST_BYTES);
+    let host = HostRpcServer::new(HostService(engine.clone())).max_decoding_message_size(MAX_REQUEST_BYTES);
+    let subsystem =
+        SubsystemRpcServer::new(SubsystemService(engine)).max_decoding_message_size(MAX_REQUEST_BYTES);
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<BdevRpcServer<BdevService>>().await;
+    health.set_serving::<HostRpcServer<HostService>>().await;
+    health.set_serving::<SubsystemRpcServer<SubsystemService>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .context("the descriptors of the API are broken")?;
+    let server = tonic::transport::Server::builder()
+        .add_service(health_service)
+        .add_service(reflection)
+        .add_service(bdev)
+        .add_service(host)
+        .add_service(subsystem);
+    let stop = async move {
+        // An error means that the daemon is gone, which is a reason to stop as well.
+        let _ = stopped.wait_for(|stop| *stop).await;
+    };
+    Ok(tokio::spawn(async move {
+        let incoming = TcpListenerStream::new(listener);
+        if let Err(e) = server.serve_with_incoming_shutdown(incoming, stop).await {
+            warn!("the gRPC server ended: {}", crate::error::chain(&e));
+        }
+    }))
+}
+
+impl ServeArgs {
+    /// What the flags and the environment say.
+    pub fn setup(&self) -> anyhow::Result<Setup> {
+        let grpc = self.grpc_addr().map_err(anyhow::Error::msg)?;
+        let environment = |name| std::env::var(name).ok();
+        let pod_ip = environment("MY_POD_IP");
+        let ip = iface::target_ip(&iface::Tables::default(), self.tgt_iface.as_deref(), pod_ip.as_deref())?;
+        let declared = self.config.as_deref().map(config::read).transpose()?.unwrap_or_default();
+        Ok(Setup {
+            node_name: self.node_name.clone(),
+            hostnqn: environment("HOSTNQN"),
+            grpc,
+            nvmf: SocketAddr::new(ip, self.nvmf_port),
+            metrics: self.metrics,
+            cores: self.cores().to_vec(),
+            pin: true,
+            spin_window: self.spin_window(),
+            engine: match self.engine {
+                EngineArg::Auto => EngineChoice::Auto,
+                EngineArg::IoUring => EngineChoice::IoUring,
+                EngineArg::Epoll => EngineChoice::Epoll,
+            },
+            target: TargetConfig {
+                queue_entries: self.nvmf_queue_depth,
+                io_queues: self.nvmf_queues,
+                crdt: self.tgt_crdt.0,
+                ..TargetConfig::default()
+            },
+            state: self.state_dir.clone(),
+            declared,
+        })
+    }
+}
+
+/// Runs `serve` until it is told to stop.
+pub async fn main(args: &ServeArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    log::init(&args.log, &args.log_format)?;
+    Memory::init_process(MemoryConfig { huge_pages: !args.no_huge_pages })?;
+    // Before anything else, so that a signal during the start is not lost.
+    let mut signals = Signals::new()?;
+    let setup = args.setup()?;
+    let cores = setup.cores.clone();
+    let daemon = tokio::select! {
+        daemon = Daemon::start(setup) => daemon?,
+        () = signals.recv() => return Ok(()),
+    };
+    let mut notes = args.compat.notes();
+    if args.state_dir.is_none() {
+        notes
+            .push("--state-dir: not given, so what is created by request is gone after a restart".to_owned());
+    }
+    banner::write(out, &daemon, &cores, args.no_huge_pages, &notes)?;
+    out.flush()?;
+    signals.recv().await;
+    daemon.stop().await;
+    Ok(())
+}
+
+/// SIGTERM and SIGINT.
+pub struct Signals {
+    term: tokio::signal::unix::Signal,
+    int: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    /// From now on they do not kill the process.
+    pub fn new() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    /// The next of either.
+    pub async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The one place where errors become gRPC codes.
+//!
+//! Codes are part of the API: control planes decide by them. Where they look odd (an existing device is
+//! INTERNAL) they are what existing clients expect.
+
+use aio::DeviceError;
+use nvmf::target::TargetError;
+use tonic::{Code, Status};
+
+use crate::error::EngineError;
+
+impl From<EngineError> for Status {
+    fn from(error: EngineError) -> Self {
+        Self::new(code(&error), error.to_string())
+    }
+}
+
+fn code(error: &EngineError) -> Code {
+    use EngineError as E;
+    match error {
+        E::Uri(_) | E::Scheme(_) | E::UuidMismatch { .. } | E::Connect { .. } => Code::InvalidArgument,
+        E::ShareProtocol(_) | E::Missing(_) | E::BadValue { .. } | E::UnalignedSize { .. } => {
+            Code::InvalidArgument
+        }
+        E::CreateDevice { source, .. } => create_code(source),
+        E::NoDevice(_) => Code::NotFound,
+        E::DeviceExists(_) | E::DeviceInUse { .. } | E::AlreadyShared(_) => Code::Internal,
+        E::ResizeDevice { source: DeviceError::Unsupported { .. }, .. } => Code::FailedPrecondition,
+        E::ResizeDevice { .. } | E::NoController(_) | E::NotRecorded(_) => Code::Internal,
+        E::Target(source) => target_code(source),
+        E::Core(_) | E::ShuttingDown => Code::Unavailable,
+    }
+}
+
+/// Creation fails by errno: ENOENT and ENODEV, EEXIST, everything else.
+fn create_code(error: &DeviceError) -> Code {
+    const ENOENT: i32 = 2;
+    const EEXIST: i32 = 17;
+    const ENODEV: i32 = 19;
+    match error {
+        DeviceError::Os { source, .. } => match (source.raw_os_error(), source.kind()) {
+            (Some(ENOENT | ENODEV), _) | (None, std::io::ErrorKind::NotFound) => Code::NotFound,
+            (Some(EEXIST), _) | (None, std::io::ErrorKind::AlreadyExists) => Code::AlreadyExists,
+            _ => Code::InvalidArgument,
+        },
+        _ => Code::InvalidArgument,
+    }
+}
+
+fn target_code(error: &TargetError) -> Code {
+    use TargetError as T;
+    match error {
+        T::BadNqn { .. }
+        | T::BadText { .. }
+        | T::BadCntlidRange { .. }
+        | T::BadNsid { .. }
+        | T::BadDevice { .. }
+        | T::NoAnaGroup { .. }
+        | T::Discovery(_) => Code::InvalidArgument,
+        T::SubsystemExists(_) | T::NsidInUse { .. } | T::DuplicateUuid { .. } => Code::AlreadyExists,
+        T::NoSubsystem(_) | T::NoNamespace { .. } | T::NoListener(_) => Code::NotFound,
+        T::NamespacesFull { .. } => Code::ResourceExhausted,
+        T::Core { .. } => Code::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    fn os(errno: i32) -> EngineError {
+        let source = DeviceError::Os {
+            op: "opening",
+            device: "d".into(),
+            source: io::Error::from_raw_os_error(errno),
+        };
+        EngineError::CreateDevice { name: "d".into(), source }
+    }
+
+    fn nqn() -> String {
+        "nqn.2019-05.io.openebs:a".into()
+    }
+
+    /// Every row is a promise to clients.
+    #[test]
+    fn codes_are_those_of_the_api() {
+        let uri_error = "ftp:///x".parse::<aio::DeviceUri>().unwrap_err();
+        let unsupported = || DeviceError::Unsupported { op: "resize", device: "d".into() };
+        let uuid = uuid::Uuid::nil();
+        let table: Vec<(EngineError, Code)> = vec![
+            (uri_error.into(), Code::InvalidArgument),
+            (EngineError::Scheme("pcie"), Code::InvalidArgument),
+            (
+                EngineError::UuidMismatch { name: "d".into(), actual: uuid, asked: uuid },
+                Code::InvalidArgument,
+            ),
+            (os(22), Code::InvalidArgument),
+            (os(2), Code::NotFound),
+            (os(19), Code::NotFound),
+            (os(17), Code::AlreadyExists),
+            (os(13), Code::InvalidArgument),
+            (os(28), Code::InvalidArgument),
+            (EngineError::CreateDevice { name: "d".into(), source: unsupported() }, Code::InvalidArgument),
+            (EngineError::NoDevice("d".into()), Code::NotFound),
+            (EngineError::DeviceExists("d".into()), Code::Internal),
+            (EngineError::DeviceInUse { name: "d".into(), nqn: nqn() }, Code::Internal),
+            (EngineError::AlreadyShared("d".into()), Code::Internal),
+            (EngineError::ShareProtocol(2), Code::InvalidArgument),
+            (EngineError::NoController("c".into()), Code::Internal),
+            (EngineError::ResizeDevice { name: "d".into(), source: unsupported() }, Code::FailedPrecondition),
+            (
+                EngineError::UnalignedSize { name: "d".into(), size_bytes: 1, block_bytes: 512 },
+                Code::InvalidArgument,
+            ),
+            (TargetError::SubsystemExists(nqn()).into(), Code::AlreadyExists),
+            (TargetError::NoSubsystem(nqn()).into(), Code::NotFound),
+            (
+                TargetError::BadNqn { nqn: "x".into(), why: nvme::Nqn::parse("x").unwrap_err() }.into(),
+                Code::InvalidArgument,
+            ),
+            (TargetError::NsidInUse { nqn: nqn(), nsid: 1 }.into(), Code::AlreadyExists),
+            (TargetError::NamespacesFull { nqn: nqn(), max: 1 }.into(), Code::ResourceExhausted),
+            (TargetError::NoNamespace { nqn: nqn(), nsid: 1 }.into(), Code::NotFound),
+            (EngineError::ShuttingDown, Code::Unavailable),
+        ];
+        for (error, want) in table {
+            let text = error.to_string();
+            let status = Status::from(error);
+            assert_eq!(status.code(), want, "{text}");
+            assert_eq!(status.message(), text);
+            assert!(!text.contains("Error {") && !text.contains("Some("), "debug form: {text}");
+        }
+    }
+
+    #[test]
+    fn causes_are_told() {
+        let text = os(13).to_string();
+        assert!(text.contains("opening") && text.contains("Permission denied"), "{text}");
+    }
+}
