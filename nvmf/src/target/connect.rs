@@ -11,7 +11,7 @@ use super::ana::ListenerId;
 use super::board::CoreInbox;
 use super::controller::{Controller, ControllerKind, NewController, QueueGrant, QueueRefusal};
 use super::model::{Life, Model, Subsystem};
-use super::target::{Shared, Target};
+use super::handle::{Shared, Target};
 
 /// A Connect that arrived as the first command of a connection.
 pub struct ConnectRequest<'a> {

@@ -20,7 +20,7 @@ use super::error::TargetError;
 use super::model::{Ana, Life, Model, Namespace, Subsystem};
 use super::ns::{NsIds, NsInfo};
 use super::promise::{Resolver, promise};
-use super::target::{Shared, Target};
+use super::handle::{Shared, Target};
 
 type Answer<T> = Resolver<Result<T, TargetError>>;
 
@@ -342,7 +342,7 @@ impl Shared {
         let ns = ns.ok_or_else(|| TargetError::NoNamespace { nqn: nqn.to_owned(), nsid: nsid.0 })?;
         ns.active = false;
         let place = Place { subsystem: id, nsid, serial: ns.serial };
-        subsystem.raise(Event::NamespaceChanged(nsid));
+        subsystem.raise(Event::Namespace(nsid));
         subsystem.ana_changed();
         let failure = core_failure("removal of a namespace", &subsystem.nqn);
         drop(model);
@@ -431,7 +431,7 @@ impl Shared {
         let shared = self.clone();
         acks.then(move |result| {
             if let Some(subsystem) = shared.lock().subsystem(id) {
-                subsystem.raise(Event::AnaChanged);
+                subsystem.raise(Event::Ana);
             }
             answer.resolve(result.map_err(failure));
         });
@@ -459,7 +459,7 @@ impl Shared {
     fn namespace_changed(&self, place: Place) {
         let mut model = self.lock();
         if let Some(subsystem) = model.subsystem_mut(place.subsystem) {
-            subsystem.raise(Event::NamespaceChanged(place.nsid));
+            subsystem.raise(Event::Namespace(place.nsid));
             subsystem.ana_changed();
         }
     }
@@ -480,7 +480,7 @@ impl Shared {
         acks.then(move |_| {
             let model = shared.lock();
             if let Some(subsystem) = model.subsystem(place.subsystem) {
-                subsystem.raise(Event::NamespaceChanged(place.nsid));
+                subsystem.raise(Event::Namespace(place.nsid));
             }
         });
     }

@@ -16,7 +16,7 @@ use super::admin::{AdminOutcome, AdminState};
 use super::ana::ListenerId;
 use super::board::{CoreInbox, CoreMsg, SubsystemId};
 use super::model::Subsystem;
-use super::target::Shared;
+use super::handle::Shared;
 
 /// Longest time that enabling and disabling take, in units of 500 ms (CAP.TO, CRTO.CRWMT). Disabling waits for
 /// I/O in flight.

@@ -1,7 +1,7 @@
 //! The target role: subsystems, controllers and namespaces, and every command that is not hot.
 //!
 //! # Map
-//! - [`Target`] (`target`, `control`): the control handle, shared by the daemon and all cores. Creates and changes
+//! - [`Target`] (`handle`, `control`): the control handle, shared by the daemon and all cores. Creates and changes
 //!   subsystems and namespaces, and lists them ([`snapshot`]).
 //! - [`connect`]: the Fabrics Connect command; ends in a [`QueueGrant`] or a [`Rejection`].
 //! - [`controller`]: one association: properties, Keep Alive, the life of its queues.
@@ -40,7 +40,7 @@ pub mod ns;
 pub mod nvm;
 mod promise;
 pub mod snapshot;
-mod target;
+mod handle;
 #[cfg(test)]
 mod tests;
 
@@ -53,4 +53,4 @@ pub use controller::{AdminCompletion, Controller, ControllerKind, QueueGrant, Ti
 pub use counters::{IoCounters, IoTotals};
 pub use error::TargetError;
 pub use ns::{NsIds, NsInfo};
-pub use target::Target;
+pub use handle::Target;

@@ -111,7 +111,7 @@ impl Subsystem {
     pub(super) fn ana_changed(&mut self) {
         if self.ana.table.groups() > 0 {
             self.ana.changes += 1;
-            self.raise(Event::AnaChanged);
+            self.raise(Event::Ana);
         }
     }
 
@@ -202,7 +202,7 @@ impl Model {
         self.discovery_generation += 1;
         let discovery = self.subsystems.iter().flatten().filter(|s| s.kind == ControllerKind::Discovery);
         for controller in discovery.flat_map(|s| s.controllers.values()) {
-            controller.raise(Event::DiscoveryChanged);
+            controller.raise(Event::Discovery);
         }
     }
 

@@ -10,7 +10,7 @@ use super::controller::{Controller, ControllerKind, Death};
 use super::counters::IoTotals;
 use super::model::{Life, Namespace, Subsystem};
 use super::ns::NsIds;
-use super::target::Target;
+use super::handle::Target;
 
 /// One listener.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -24,11 +24,11 @@ const MAX_CHANGED: usize = 1024;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::target) enum Event {
     /// A namespace came, went or changed its identify data.
-    NamespaceChanged(Nsid),
+    Namespace(Nsid),
     /// Some ANA state or group membership changed.
-    AnaChanged,
+    Ana,
     /// The discovery log page changed.
-    DiscoveryChanged,
+    Discovery,
 }
 
 /// Each notice that is ever raised, with what its completion says.
@@ -66,14 +66,14 @@ impl Events {
 
     pub(super) fn raise(&mut self, event: Event, features: &Features, out: &mut Vec<AdminCompletion>) {
         self.pending |= match event {
-            Event::NamespaceChanged(nsid) => {
+            Event::Namespace(nsid) => {
                 if self.changed.len() <= MAX_CHANGED {
                     self.changed.insert(nsid);
                 }
                 Oaes::NAMESPACE_ATTRIBUTE
             }
-            Event::AnaChanged => Oaes::ANA_CHANGE,
-            Event::DiscoveryChanged => Oaes::DISCOVERY_LOG,
+            Event::Ana => Oaes::ANA_CHANGE,
+            Event::Discovery => Oaes::DISCOVERY_LOG,
         };
         self.report(features, out);
     }

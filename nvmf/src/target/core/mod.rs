@@ -56,7 +56,7 @@ pub use stats::TargetCoreStats;
 
 use super::ana::ListenerId;
 use super::board::{AbortRequest, CoreInbox, CoreMsg};
-use super::target::Target;
+use super::handle::Target;
 use buffer::Buffer;
 use chunks::RxChunks;
 use conn::{Conn, Phase};
