@@ -10,8 +10,8 @@ use nvme::{Cntlid, HostId, Nqn, Sqe, Status};
 use super::ana::ListenerId;
 use super::board::CoreInbox;
 use super::controller::{Controller, ControllerKind, NewController, QueueGrant, QueueRefusal};
-use super::model::{Life, Model, Subsystem};
 use super::handle::{Shared, Target};
+use super::model::{Life, Model, Subsystem};
 
 /// A Connect that arrived as the first command of a connection.
 pub struct ConnectRequest<'a> {

@@ -17,10 +17,10 @@ use super::config::{AllowedHosts, NamespaceSpec, SubsystemSpec};
 use super::controller::{ControllerKind, Death};
 use super::counters::{IoCounters, IoTotals};
 use super::error::TargetError;
+use super::handle::{Shared, Target};
 use super::model::{Ana, Life, Model, Namespace, Subsystem};
 use super::ns::{NsIds, NsInfo};
 use super::promise::{Resolver, promise};
-use super::handle::{Shared, Target};
 
 type Answer<T> = Resolver<Result<T, TargetError>>;
 

@@ -15,8 +15,8 @@ use nvme::{Cid, Cntlid, HostId, Nqn, Qid, Sqe, Status};
 use super::admin::{AdminOutcome, AdminState};
 use super::ana::ListenerId;
 use super::board::{CoreInbox, CoreMsg, SubsystemId};
-use super::model::Subsystem;
 use super::handle::Shared;
+use super::model::Subsystem;
 
 /// Longest time that enabling and disabling take, in units of 500 ms (CAP.TO, CRTO.CRWMT). Disabling waits for
 /// I/O in flight.

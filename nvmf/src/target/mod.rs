@@ -35,12 +35,12 @@ pub mod controller;
 pub mod core;
 pub mod counters;
 pub mod error;
+mod handle;
 mod model;
 pub mod ns;
 pub mod nvm;
 mod promise;
 pub mod snapshot;
-mod handle;
 #[cfg(test)]
 mod tests;
 
@@ -52,5 +52,5 @@ pub use connect::{ConnectOutcome, ConnectRequest, Rejection};
 pub use controller::{AdminCompletion, Controller, ControllerKind, QueueGrant, Tick};
 pub use counters::{IoCounters, IoTotals};
 pub use error::TargetError;
-pub use ns::{NsIds, NsInfo};
 pub use handle::Target;
+pub use ns::{NsIds, NsInfo};

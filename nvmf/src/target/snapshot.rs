@@ -8,9 +8,9 @@ use super::ana::{AnaState, ListenerId};
 use super::config::{AllowedHosts, Listeners};
 use super::controller::{Controller, ControllerKind, Death};
 use super::counters::IoTotals;
+use super::handle::Target;
 use super::model::{Life, Namespace, Subsystem};
 use super::ns::NsIds;
-use super::handle::Target;
 
 /// One listener.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
