@@ -117,8 +117,9 @@ impl Executor {
             let Some(key) = self.ready.borrow_mut().pop_front() else { break };
             let Some(mut task) = self.take(key) else { continue };
             ran += 1;
-            // Cleared before the run, so that a wake-up during it queues the task again.
-            task.handle.queued.store(false, Ordering::Release);
+            // Cleared before the run, so that a wake-up during it queues the task again. Exchanged rather than stored:
+            // what a wake-up that still finds it set has announced must be visible to this run.
+            task.handle.queued.swap(false, Ordering::AcqRel);
             let mut cx = Context::from_waker(&task.waker);
             let future = task.future.as_mut();
             match catch_unwind(AssertUnwindSafe(|| future.poll(&mut cx))) {

@@ -349,3 +349,47 @@ fn the_descriptor_limit_can_be_raised() {
     assert!(limit >= 256);
     assert_eq!(raise_descriptor_limit().unwrap(), limit);
 }
+
+/// Bug: the mark "queued" was taken back by a plain store, which the reads of the task could overtake. A wake-up from
+/// another thread then found the mark still set and did nothing, while the task had missed what it announced.
+#[test]
+fn a_wake_up_that_meets_the_beginning_of_a_run_is_not_lost() {
+    struct Meeting {
+        sent: AtomicU32,
+        seen: AtomicU32,
+        waker: std::sync::Mutex<Option<Waker>>,
+    }
+    let m = Arc::new(Meeting { sent: 0.into(), seen: 0.into(), waker: None.into() });
+    let cfg = ReactorConfig { spin_window: Duration::from_millis(5), ..config(EngineChoice::None) };
+    let handle = spawn_thread(cfg).unwrap();
+    let theirs = m.clone();
+    let posted = handle.post(move || {
+        let mut known = false;
+        drop(Core::current().unwrap().spawn(std::future::poll_fn(move |cx| {
+            theirs.seen.store(theirs.sent.load(Ordering::Acquire), Ordering::Release);
+            if !std::mem::replace(&mut known, true) {
+                *theirs.waker.lock().unwrap() = Some(cx.waker().clone());
+            }
+            std::task::Poll::<()>::Pending
+        })));
+    });
+    posted.unwrap();
+    let waker = std::iter::repeat_with(|| m.waker.lock().unwrap().clone()).find_map(|w| w).unwrap();
+    let begin = StdInstant::now();
+    let mut round = 0;
+    while begin.elapsed() < Duration::from_millis(700) {
+        round += 1;
+        waker.wake_by_ref();
+        // The second wake-up comes about when the first one's run begins.
+        (0..round % 256).for_each(|_| ::core::hint::spin_loop());
+        m.sent.store(round, Ordering::Release);
+        waker.wake_by_ref();
+        let waiting = StdInstant::now();
+        while m.seen.load(Ordering::Acquire) != round {
+            assert!(waiting.elapsed() < Duration::from_secs(3), "round {round} was never seen");
+            thread::yield_now();
+        }
+    }
+    handle.stop();
+    handle.join();
+}
