@@ -4,14 +4,16 @@
 //! - [`targets`]: what is fuzzed. A target checks what it knows about the answer; a panic is a find.
 //! - [`mutate`]: a deterministic mutator, so that a plain `cargo test` can fuzz on stable Rust.
 //! - [`driver`]: corpus first, then mutations of it, led by the [`Shape`] that each input took.
+//! - `rig`: a whole target in memory, for the targets that need one.
 //! - `libfuzzer/`: the same targets under libFuzzer with coverage (a workspace of its own), which
 //!   `cargo xtask soak` builds and runs.
 //!
 //! A find is kept: its bytes go into `corpus/TARGET/` under a name that says what it found.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod driver;
 pub mod mutate;
+mod rig;
 pub mod targets;
 
 use std::hash::{DefaultHasher, Hash, Hasher};

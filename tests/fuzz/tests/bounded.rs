@@ -11,7 +11,7 @@ fn setting(name: &str, default: u64) -> u64 {
 
 #[test]
 fn every_target_survives() {
-    let inputs = setting("KEELSON_FUZZ_INPUTS", 20_000);
+    let inputs = setting("KEELSON_FUZZ_INPUTS", 10_000);
     let seed = setting("KEELSON_FUZZ_SEED", 1);
     for target in ALL {
         let mut given = corpus(target).expect("the corpus is readable");

@@ -3,10 +3,10 @@
 //! Each input is received twice, once as a whole and once cut into pieces. What the engine makes of it may not
 //! depend on where the network cut it: commands, payloads, verdicts on digests, and the error that ends it.
 
+use super::stream::{flags, pdu, with_data};
 use crate::{Shape, Target};
 use nvme::tcp::{
-    C2hData, CapsuleCmd, CapsuleResp, DigestFlags, H2cData, IcReq, IcResp, PduFlags, PduHeader, PduType, R2t,
-    Role, crc32c,
+    C2hData, CapsuleCmd, CapsuleResp, H2cData, IcReq, IcResp, PduFlags, PduType, R2t, Role, crc32c,
 };
 use nvme::{Cid, Cqe, Sqe, Status};
 use nvmf::tcp::{Data, Engine, Event, Local, TxQueue};
@@ -137,32 +137,6 @@ fn step(event: Event<'_>, coming: &mut Option<Coming>, steps: &mut Vec<Step>) {
         }
         None => *coming = Some(Coming { what, len_bytes, bytes: Vec::new() }),
     }
-}
-
-/// A PDU with its digests: `head` is the header as its type has it, with PDO and PLEN of `with_data`.
-fn pdu(head: &[u8], digests: u8, data: &[u8]) -> Vec<u8> {
-    let mut bytes = head.to_vec();
-    if digests & 1 != 0 {
-        bytes.extend_from_slice(&crc32c(head).to_le_bytes());
-    }
-    if !data.is_empty() {
-        bytes.resize(usize::from(head[3]), 0);
-        bytes.extend_from_slice(data);
-        if digests & 2 != 0 {
-            bytes.extend_from_slice(&crc32c(data).to_le_bytes());
-        }
-    }
-    bytes
-}
-
-fn with_data(kind: PduType, digests: u8, data: &[u8]) -> PduHeader {
-    PduHeader::with_data(kind, digests & 1 != 0, digests & 2 != 0, 4, data.len() as u32)
-}
-
-fn flags(digests: u8) -> DigestFlags {
-    DigestFlags::NONE
-        .with_if(DigestFlags::HEADER, digests & 1 != 0)
-        .with_if(DigestFlags::DATA, digests & 2 != 0)
 }
 
 /// What a host sends: ICReq, a command with data, one without, H2CData.

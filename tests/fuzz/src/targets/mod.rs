@@ -3,13 +3,17 @@
 //! # Map
 //! - [`wire`]: the wire types of `nvme`: PDU headers, commands, descriptors, names.
 //! - [`engine`]: the NVMe/TCP engine in both roles.
+//! - [`target`]: a whole target under several peers. - [`stream`]: streams of PDUs, for both.
 //! - [`text`]: what people write: device URIs.
 
 mod engine;
+mod stream;
+mod target;
 mod text;
 mod wire;
 
 use crate::Target;
 
 /// All targets.
-pub const ALL: &[Target] = &[wire::PDU, wire::COMMAND, engine::CONTROLLER, engine::HOST, text::URI];
+pub const ALL: &[Target] =
+    &[wire::PDU, wire::COMMAND, engine::CONTROLLER, engine::HOST, target::TARGET, text::URI];
