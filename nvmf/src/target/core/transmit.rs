@@ -6,13 +6,14 @@
 //!
 //! Needs `unsafe` to send from memory that slots and devices hold, and to copy out of it.
 
-use aio::SgEntry;
-use nvme::{Cid, Cqe, Status};
+use aio::{Lba, SgEntry};
+use nvme::{Cid, Cqe, Nsid, Status};
 
+use super::super::admin::FailedCommand;
 use super::CoreState;
 use super::buffer::Buffer;
 use super::conn::{Conn, Phase};
-use super::slots::{Line, SlotId, Step};
+use super::slots::{Line, SlotId, Step, Task};
 use crate::tcp::{DataSpan, TxTag, emit};
 
 /// Marks the tag of a data PDU whose response follows in a PDU of its own.
@@ -35,11 +36,33 @@ impl Conn {
     /// Completes a command without data.
     #[inline]
     pub(super) fn answer(&mut self, id: SlotId, status: Status, result: u64, core: &mut CoreState) {
+        let status = if status.is_success() { status } else { self.note_failure(id, status, core) };
         self.free_buffer(core, id);
         self.slots[id].go(Step::Answer);
         let cqe = self.cqe(self.slots[id].cid, status, result);
         emit::response(&mut self.tx, self.engine.agreed(), cqe, TxTag(u32::from(id.0)));
         self.queued(core);
+    }
+
+    /// Puts a failed I/O command into the controller's error log (admin commands are there already), and takes the
+    /// retry delay out of its status unless the host said that it honours one.
+    #[cold]
+    fn note_failure(&mut self, id: SlotId, status: Status, core: &mut CoreState) -> Status {
+        let Some(grant) = &self.grant else { return status };
+        let slot = &self.slots[id];
+        if !self.is_admin {
+            // One that was refused before it was understood is noted without a place.
+            let (nsid, lba) = match &slot.task {
+                Task::Io(command) | Task::FlushAll(command) => {
+                    let space = core.spaces.get(slot.space);
+                    (space.map_or(Nsid::NONE, |space| space.info.nsid), command.lba)
+                }
+                _ => (Nsid::NONE, Lba(0)),
+            };
+            let (sqid, cid) = (grant.qid(), Cid(slot.cid));
+            grant.controller().record_error(&FailedCommand { sqid, cid, status, nsid, lba: lba.0 });
+        }
+        if grant.controller().takes_retry_delay() { status } else { status.with_crd(0) }
     }
 
     /// Completes a command successfully with `len_bytes` of data, which the device lent or which is in its buffer.
