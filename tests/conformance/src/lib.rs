@@ -21,6 +21,8 @@ mod cases;
 pub mod reactor;
 
 use std::cell::RefCell;
+use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -132,6 +134,16 @@ pub fn block_on<T>(driver: &DriverRef, future: impl Future<Output = T>) -> T {
         assert!(started.elapsed() < PATIENCE, "a control operation hangs");
         driver.borrow_mut().turn();
     }
+}
+
+/// Says that `test` cannot run here, because the machine lacks what the word `needs` names. Besides the line on
+/// the output there is the file of `KEELSON_SKIPS`, by which `cargo xtask test` counts it as skipped.
+pub fn skip(needs: &str, test: &str, reason: &str) {
+    println!("SKIPPED: {test}: {reason}");
+    let Ok(path) = std::env::var("KEELSON_SKIPS") else { return };
+    let line = format!("{needs} {test}: {}\n", reason.replace('\n', " "));
+    let appended = OpenOptions::new().append(true).open(path).and_then(|mut f| f.write_all(line.as_bytes()));
+    appended.expect("the file of KEELSON_SKIPS takes a line");
 }
 
 /// Says which case failed; forgotten when it did not.

@@ -11,7 +11,7 @@ use aio::reactor::EngineChoice;
 use aio::uri::FileUri;
 use aio::{BlockCount, BlockDevice, Capabilities, DeviceError};
 use conformance::reactor::ReactorDriver;
-use conformance::{DriverRef, Fixture, Options, Spec, run};
+use conformance::{DriverRef, Fixture, Options, Spec, run, skip};
 
 /// Runs `losetup`; its output, or why not.
 fn losetup(arguments: &[&str]) -> Result<String, String> {
@@ -84,40 +84,40 @@ impl Fixture for Loops {
 }
 
 /// True when loop devices with this sector size can be made here.
-fn possible(sector_bytes: u32) -> bool {
+fn possible(test: &str, sector_bytes: u32) -> bool {
     match attach(1 << 20, sector_bytes) {
         Ok((path, _)) => losetup(&["--detach", &path]).is_ok(),
         Err(why) => {
-            println!("SKIPPED: loop devices with {sector_bytes}-byte sectors: {why}");
+            skip("loop", test, &why);
             false
         }
     }
 }
 
-fn suite(engine: EngineChoice, block_bytes: u32) {
-    if possible(block_bytes) {
+fn suite(test: &str, engine: EngineChoice, block_bytes: u32) {
+    if possible(test, block_bytes) {
         run(&Loops::new(engine), block_bytes);
     }
 }
 
 #[test]
 fn block_device_512() {
-    suite(EngineChoice::Auto, 512);
+    suite("block::block_device_512", EngineChoice::Auto, 512);
 }
 
 #[test]
 fn block_device_4096() {
-    suite(EngineChoice::Auto, 4096);
+    suite("block::block_device_4096", EngineChoice::Auto, 4096);
 }
 
 #[test]
 fn block_device_through_threads() {
-    suite(EngineChoice::Epoll, 512);
+    suite("block::block_device_through_threads", EngineChoice::Epoll, 512);
 }
 
 #[test]
 fn geometry_and_exclusive_use() {
-    if !possible(4096) {
+    if !possible("block::geometry_and_exclusive_use", 4096) {
         return;
     }
     let (path, _file) = attach(1 << 20, 4096).expect("as for the probe");

@@ -13,7 +13,7 @@ use aio::{BlockCount, BlockDevice, Capabilities, DeviceError, IoStatus, Opcode};
 use conformance::bench::{Request, World};
 use conformance::buf::Buf;
 use conformance::reactor::ReactorDriver;
-use conformance::{DriverRef, Fixture, Options, Spec, run};
+use conformance::{DriverRef, Fixture, Options, Spec, run, skip};
 
 /// A folder of its own, gone at the end.
 struct Folder(PathBuf);
@@ -81,7 +81,7 @@ impl Fixture for Files {
 fn on_ring(block_bytes: u32) {
     match probe_io_uring() {
         Ok(()) => run(&Files::on_disk(EngineChoice::IoUring), block_bytes),
-        Err(e) => println!("SKIPPED: files through io_uring: not available here ({e})"),
+        Err(e) => skip("io_uring", &format!("file::ring_{block_bytes}"), &format!("no io_uring here: {e}")),
     }
 }
 
@@ -109,7 +109,7 @@ fn threads_4096() {
 #[test]
 fn memory_file_system() {
     if !fs::metadata("/dev/shm").is_ok_and(|m| m.is_dir()) {
-        println!("SKIPPED: files in shared memory: there is no /dev/shm");
+        skip("shm", "file::memory_file_system", "there is no /dev/shm");
         return;
     }
     run(&Files { folder: Folder::new("/dev/shm"), engine: EngineChoice::Auto }, 512);
@@ -189,7 +189,7 @@ fn read_only_files() {
     let path = folder.file(8192);
     fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).expect("chmod");
     if File::options().write(true).open(&path).is_ok() {
-        println!("SKIPPED: read-only files: this user may write to them all the same");
+        skip("user", "file::read_only_files", "this user may write to read-only files");
         return;
     }
     let device: Arc<dyn BlockDevice> = Arc::new(FileDevice::open(&uri(&path, None), "aio").expect("open"));

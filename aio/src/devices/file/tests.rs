@@ -253,7 +253,14 @@ fn a_full_disk_is_capacity_exceeded_until_there_is_room() {
     let outcome = outcome.join().unwrap();
     std::fs::remove_dir_all(&folder).unwrap();
     if let Err(why) = outcome {
-        println!("SKIPPED: writing to a full file system: no mount namespace of our own ({why})");
+        let test = "aio::devices::file::tests::a_full_disk_is_capacity_exceeded_until_there_is_room";
+        println!("SKIPPED: {test}: no mount namespace of our own ({why})");
+        // By this file `cargo xtask test` counts it as skipped.
+        if let Ok(path) = std::env::var("KEELSON_SKIPS") {
+            use std::io::Write as _;
+            let mut file = std::fs::File::options().append(true).open(path).unwrap();
+            writeln!(file, "mountns {test}: {why}").unwrap();
+        }
     }
 }
 
