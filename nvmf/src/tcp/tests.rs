@@ -161,7 +161,7 @@ fn feed_split(side: &mut Side, bytes: &[u8], seed: u64) {
 
 #[test]
 fn both_roles_in_every_split_and_digest() {
-    let data: Vec<u8> = (0..3000u32).map(|i| (i * 31 >> 3) as u8).collect();
+    let data: Vec<u8> = (0..3000u32).map(|i| ((i * 31) >> 3) as u8).collect();
     for (hd, dd, pda) in [(false, false, 0), (true, false, 0), (false, true, 7), (true, true, 31)] {
         for seed in 0..12 {
             let (mut h, mut c) = pair(host(hd, dd, pda), Local { pda_z: pda, ..Local::controller(8192) });

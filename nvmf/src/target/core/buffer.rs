@@ -171,7 +171,7 @@ mod tests {
         let mut buffer = Buffer::alloc(&pools, 10_000).unwrap();
         assert_eq!(buffer.pool_bytes(), 3 * 4096);
         assert!(Buffer::alloc(&pools, 1).is_none());
-        let data: Vec<u8> = (0..10_000u32).map(|i| (i * 7 >> 2) as u8).collect();
+        let data: Vec<u8> = (0..10_000u32).map(|i| ((i * 7) >> 2) as u8).collect();
         for (i, part) in data.chunks(999).enumerate() {
             buffer.write(i as u32 * 999, part);
         }

@@ -142,6 +142,7 @@ impl RxChunks {
     }
 
     /// Chunks that somebody holds.
+    #[cfg(test)]
     pub(super) fn held(&self) -> usize {
         self.table.iter().flatten().filter(|c| c.holds > 0).count()
     }

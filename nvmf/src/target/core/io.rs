@@ -29,8 +29,10 @@ impl Conn {
     pub(super) fn execute(&mut self, id: SlotId, core: &mut CoreState) {
         match &self.slots[id].task {
             Task::Io(_) | Task::FlushAll(_) => {
-                // First come, first served, also among those that wait.
-                if !self.waiting.is_empty() {
+                // First come, first served, also among those that wait; but who has a buffer never stands behind
+                // one that waits for it.
+                if !self.waiting.is_empty() && !matches!(self.slots[id].buffer, Buffer::Pool(_) | Buffer::Pools(_)) {
+                    self.retry = true;
                     return self.enqueue(id, core);
                 }
                 match self.attempt(id, core) {

@@ -405,25 +405,19 @@ impl Poller for TargetCore {
             return Sleep::KeepPolling;
         }
         let mut sleep = self.state.spaces.prepare_sleep();
-        if sleep == Sleep::KeepPolling {
-            return sleep;
-        }
         // Looks a last time, and arms the listeners.
-        if self.accept() > 0 {
+        if sleep == Sleep::KeepPolling || self.accept() > 0 || self.feed_starved() > 0 {
             return Sleep::KeepPolling;
         }
-        for conn in self.conns.iter_mut().flatten() {
-            if conn.prepare_sleep() == Sleep::KeepPolling {
-                return Sleep::KeepPolling;
-            }
-        }
+        // Before the connections are looked at: a timeout may end one.
         if let Some(deadline) = self.next_deadline() {
             sleep = match sleep {
                 Sleep::Until(other) => Sleep::Until(other.min(deadline)),
                 _ => Sleep::Until(deadline),
             };
         }
-        sleep
+        let busy = |c: &mut Box<Conn>| c.prepare_sleep() == Sleep::KeepPolling;
+        if self.conns.iter_mut().flatten().any(busy) { Sleep::KeepPolling } else { sleep }
     }
 
     fn finished(&self) -> bool {

@@ -76,12 +76,14 @@ impl Host {
             len_bytes: bytes.len() as u32,
             region: aio::RegionId::NONE,
         };
+        // SAFETY: `bytes` outlives the call.
         let sent = unsafe { self.stream.send(&[entry]) };
         assert_eq!(sent.unwrap_or(Some(bytes.len())), Some(bytes.len()), "the pipe is full");
     }
 
     fn push(&mut self) {
         while !self.tx.is_empty() {
+            // SAFETY: what is in the list outlives it.
             let Ok(Some(n)) = (unsafe { self.stream.send(self.tx.gather()) }) else { return };
             self.tx.advance(n);
             while self.tx.pop_sent().is_some() {}
@@ -124,7 +126,13 @@ impl Host {
         self.push();
         let mut buf = vec![0u8; 1 << 16];
         loop {
-            let got = unsafe { self.stream.recv(&[entry(&buf)]) };
+            let into = aio::SgEntry {
+                ptr: core::ptr::NonNull::from(&mut buf[..]).cast(),
+                len_bytes: buf.len() as u32,
+                region: aio::RegionId::NONE,
+            };
+            // SAFETY: `buf` is ours.
+            let got = unsafe { self.stream.recv(&[into]) };
             let Ok(Some(n)) = got else { return };
             if n == 0 {
                 self.closed = true;

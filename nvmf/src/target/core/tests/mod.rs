@@ -1,7 +1,10 @@
 //! The core with streams in memory, real devices, and a host that speaks through the engine.
 
+mod gate;
 mod host;
 mod pipe;
 mod rig;
 
+mod admission;
 mod data;
+mod limits;

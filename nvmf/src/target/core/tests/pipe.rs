@@ -44,7 +44,7 @@ impl ByteStream for PipeEnd {
         }
         let mut total = 0;
         for buf in bufs {
-            // The caller promises writable memory.
+            // SAFETY: the caller promises writable memory.
             let room = unsafe { core::slice::from_raw_parts_mut(buf.ptr.as_ptr(), buf.len_bytes as usize) };
             let n = room.len().min(way.bytes.len()).min(self.step - total);
             let (a, b) = way.bytes.as_slices();
@@ -64,7 +64,7 @@ impl ByteStream for PipeEnd {
         }
         let mut total = 0;
         for buf in bufs {
-            // The caller promises readable memory.
+            // SAFETY: the caller promises readable memory.
             let bytes = unsafe { core::slice::from_raw_parts(buf.ptr.as_ptr(), buf.len_bytes as usize) };
             let n = bytes.len().min(way.capacity - way.bytes.len());
             way.bytes.extend(&bytes[..n]);
