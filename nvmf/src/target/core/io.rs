@@ -31,7 +31,9 @@ impl Conn {
             Task::Io(_) | Task::FlushAll(_) => {
                 // First come, first served, also among those that wait; but who has a buffer never stands behind
                 // one that waits for it.
-                if !self.waiting.is_empty() && !matches!(self.slots[id].buffer, Buffer::Pool(_) | Buffer::Pools(_)) {
+                if !self.waiting.is_empty()
+                    && !matches!(self.slots[id].buffer, Buffer::Pool(_) | Buffer::Pools(_))
+                {
                     self.retry = true;
                     return self.enqueue(id, core);
                 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use aio::memory::PoolsConfig;
 use nvme::fabrics::DisconnectSqe;
 use nvme::tcp::{Fes, PduHeader, PduType, R2t};
-use nvme::{AdminOpcode, Cid, NvmOpcode, Nsid, Sqe, Status};
+use nvme::{AdminOpcode, Cid, Nsid, NvmOpcode, Sqe, Status};
 
 use super::gate::Gate;
 use super::host::{self, rw};
@@ -59,7 +59,8 @@ fn queue_head_counts_when_flow_control_is_on() {
 #[test]
 fn command_identifiers_in_use() {
     let gate = Gate::new(64, 1, false);
-    let mut rig = Rig::with_device(std::sync::Arc::new(gate.clone()), CoreConfig::default(), PoolsConfig::default());
+    let mut rig =
+        Rig::with_device(std::sync::Arc::new(gate.clone()), CoreConfig::default(), PoolsConfig::default());
     let (_, io) = rig.login(Local::host(), false, 1);
     rig.hosts[io].send(rw(NvmOpcode::READ, 5, 1, 0, 1), &[], false, 512);
     rig.turns(2);
@@ -71,7 +72,8 @@ fn command_identifiers_in_use() {
 #[test]
 fn more_commands_than_the_queue_has_entries() {
     let gate = Gate::new(64, 1, true);
-    let mut rig = Rig::with_device(std::sync::Arc::new(gate.clone()), CoreConfig::default(), PoolsConfig::default());
+    let mut rig =
+        Rig::with_device(std::sync::Arc::new(gate.clone()), CoreConfig::default(), PoolsConfig::default());
     let (_, io) = rig.login(Local::host(), false, 1);
     for i in 0..33 {
         rig.hosts[io].send(rw(NvmOpcode::READ, i, 1, 0, 1), &[], false, 512);
@@ -131,7 +133,8 @@ fn stalled_peers_are_dropped() {
 #[test]
 fn events_and_aborts() {
     let gate = Gate::new(1, 1, true);
-    let mut rig = Rig::with_device(std::sync::Arc::new(gate.clone()), CoreConfig::default(), PoolsConfig::default());
+    let mut rig =
+        Rig::with_device(std::sync::Arc::new(gate.clone()), CoreConfig::default(), PoolsConfig::default());
     let (admin, io) = rig.login(Local::host(), false, 1);
     let admin_sqe = |opcode, cid| {
         let mut sqe = Sqe::admin(opcode, Nsid(0));
@@ -181,7 +184,8 @@ fn disconnect_of_an_io_queue() {
 #[test]
 fn h3_a_new_association_waits_for_the_old_one() {
     let gate = Gate::new(64, 1, false);
-    let mut rig = Rig::with_device(std::sync::Arc::new(gate.clone()), CoreConfig::default(), PoolsConfig::default());
+    let mut rig =
+        Rig::with_device(std::sync::Arc::new(gate.clone()), CoreConfig::default(), PoolsConfig::default());
     let (_, io) = rig.login(Local::host(), false, 1);
     rig.hosts[io].send(rw(NvmOpcode::WRITE, 5, 1, 0, 1), &[7; 512], true, 0);
     rig.turns(2);
@@ -202,7 +206,8 @@ fn h3_a_new_association_waits_for_the_old_one() {
 #[test]
 fn a_namespace_leaves_when_nothing_of_it_is_in_flight() {
     let gate = Gate::new(1, 1, false);
-    let mut rig = Rig::with_device(std::sync::Arc::new(gate.clone()), CoreConfig::default(), PoolsConfig::default());
+    let mut rig =
+        Rig::with_device(std::sync::Arc::new(gate.clone()), CoreConfig::default(), PoolsConfig::default());
     let (_, io) = rig.login(Local::host(), false, 1);
     for cid in [5, 6] {
         rig.hosts[io].send(rw(NvmOpcode::READ, cid, 1, 0, 1), &[], false, 512);
@@ -228,7 +233,8 @@ fn a_namespace_leaves_when_nothing_of_it_is_in_flight() {
 #[test]
 fn pause_holds_back_and_resume_lets_go() {
     let gate = Gate::new(64, 1, false);
-    let mut rig = Rig::with_device(std::sync::Arc::new(gate.clone()), CoreConfig::default(), PoolsConfig::default());
+    let mut rig =
+        Rig::with_device(std::sync::Arc::new(gate.clone()), CoreConfig::default(), PoolsConfig::default());
     let (admin, io) = rig.login(Local::host(), false, 1);
     rig.hosts[io].send(rw(NvmOpcode::WRITE, 5, 1, 0, 1), &[1; 512], true, 0);
     rig.turns(2);

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use aio::device::{EventSink, Subscription};
 use aio::{
-    BlockCount, BlockDevice, Busy, Cancel, Capabilities, Completion, DeviceError, Geometry, Io, IoChannel, IoStatus,
-    Lent, LocalBoxFuture, Opcode, Sleep, Token, check,
+    BlockCount, BlockDevice, Busy, Cancel, Capabilities, Completion, DeviceError, Geometry, Io, IoChannel,
+    IoStatus, Lent, LocalBoxFuture, Opcode, Sleep, Token, check,
 };
 
 #[derive(Default)]
@@ -48,7 +48,9 @@ impl Gate {
             let Some((token, addr, len, opcode)) = s.waiting.pop_front() else { break };
             if opcode == Opcode::Read {
                 // SAFETY: the submitter keeps the buffer until the completion.
-                unsafe { core::ptr::write_bytes(core::ptr::with_exposed_provenance_mut::<u8>(addr), fill, len) };
+                unsafe {
+                    core::ptr::write_bytes(core::ptr::with_exposed_provenance_mut::<u8>(addr), fill, len)
+                };
             }
             s.done.push_back(Completion::new(token, IoStatus::SUCCESS));
         }

@@ -125,7 +125,8 @@ fn five_hundred_connections_at_once_and_a_thousand_that_come_and_go() {
     let mut rig = Rig::new(DISK);
     rig.pipe_bytes = 8192;
     let free = rig.core.state.free_bytes();
-    let all: Vec<usize> = (1..=128).flat_map(|who| <[usize; 2]>::from(rig.login(Local::host(), false, who))).collect();
+    let all: Vec<usize> =
+        (1..=128).flat_map(|who| <[usize; 2]>::from(rig.login(Local::host(), false, who))).collect();
     let more: Vec<usize> = (0..256).map(|_| rig.open(Local::host())).collect();
     assert_eq!(rig.core.connections(), 512);
     for io in all.iter().skip(1).step_by(2) {
