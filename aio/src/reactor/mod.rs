@@ -49,6 +49,7 @@ pub use mailbox::{Job, PostError};
 pub use offload::offload;
 pub use oneshot::{Receiver, Sender, oneshot};
 pub use stats::CoreStats;
+pub(crate) use thread::unpin;
 pub use thread::{allowed_cores, raise_descriptor_limit, spawn_thread};
 pub use timer::{SleepUntil, TimedOut};
 pub use watch::Watch;

@@ -65,6 +65,7 @@ fn start(job: Job) -> io::Result<()> {
 }
 
 fn help() {
+    super::thread::unpin();
     let mut h = lock();
     loop {
         if let Some(job) = h.jobs.pop_front() {

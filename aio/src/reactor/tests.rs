@@ -393,3 +393,31 @@ fn a_wake_up_that_meets_the_beginning_of_a_run_is_not_lost() {
     handle.stop();
     handle.join();
 }
+
+/// Bug: a helper thread inherited the one CPU of the core that started it, so that slow system calls, and all file I/O
+/// without io_uring, took their time from the very core that they should leave alone.
+#[test]
+fn helper_threads_are_not_pinned_to_the_core_that_starts_them() {
+    let all = allowed_cores().unwrap();
+    let pinned = ReactorConfig { pin: true, ..ReactorConfig::new(all[0]) };
+    let handle = spawn_thread(ReactorConfig { engine: EngineChoice::None, ..pinned.clone() }).unwrap();
+    let (own, helpers, other) = block_on(handle.call(async move || {
+        let own = allowed_cores().unwrap();
+        // More at a time than other tests keep idle.
+        let jobs: Vec<_> = (0..8).map(|_| offload(|| allowed_cores().unwrap())).collect();
+        let mut helpers = Vec::new();
+        for job in jobs {
+            helpers.push(job.await.unwrap());
+        }
+        let other = spawn_thread(config(EngineChoice::None)).unwrap();
+        let theirs = other.call(async || allowed_cores().unwrap()).await.unwrap();
+        other.stop();
+        (own, helpers, theirs)
+    }))
+    .unwrap();
+    assert_eq!(own, [all[0]]);
+    assert!(helpers.iter().all(|cpus| *cpus == all), "{helpers:?}");
+    assert_eq!(other, all, "a reactor that is not to be pinned");
+    handle.stop();
+    handle.join();
+}

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::sync::mpsc;
+use std::sync::{OnceLock, mpsc};
 use std::thread;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -54,9 +54,26 @@ pub fn spawn_thread(config: ReactorConfig) -> io::Result<CoreHandle> {
     Ok(handle)
 }
 
+/// The CPUs that this process had before its first thread was pinned.
+static UNPINNED: OnceLock<CpuSet> = OnceLock::new();
+
+/// Lets this thread run on all CPUs of the process. A thread inherits the CPUs of the one that starts it: a helper
+/// started by a pinned core would take its time from that very core.
+pub(crate) fn unpin() {
+    if let Some(all) = UNPINNED.get() {
+        // Fails only when the process lost all those CPUs since; then the thread stays where the system put it.
+        let _ = sched_setaffinity(None, all);
+    }
+}
+
 fn prepare_thread(config: &ReactorConfig) -> io::Result<()> {
     block_signals();
+    if UNPINNED.get().is_none() {
+        // When two threads come here at once, both have what the process has.
+        let _ = UNPINNED.set(sched_getaffinity(None)?);
+    }
     if !config.pin {
+        unpin();
         return Ok(());
     }
     let core = config.core.0 as usize;

@@ -152,6 +152,7 @@ pub(super) fn submit(job: Job) {
 }
 
 fn help() {
+    crate::reactor::unpin();
     let mut pool = lock();
     loop {
         if let Some(job) = pool.jobs.pop_front() {
