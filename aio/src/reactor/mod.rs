@@ -327,7 +327,9 @@ impl Reactor {
         let mut work = !self.jobs.is_empty();
         if !work {
             work = inner.shared.mailbox().drain(&mut self.jobs, &mut self.woken);
-            inner.executor.adopt_woken(&mut self.woken);
+            if work {
+                inner.executor.adopt_woken(&mut self.woken);
+            }
         }
         for _ in 0..JOBS_A_TURN {
             let Some(job) = self.jobs.pop_front() else { break };
