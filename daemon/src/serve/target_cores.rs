@@ -22,7 +22,8 @@ pub async fn start(target: &Target, cores: &[CoreHandle], addr: SocketAddr) -> a
     let mut local = addr;
     for (i, core) in cores.iter().enumerate() {
         let (target_for_core, wake, wanted) = (target.clone(), core.clone(), local);
-        let bound = core.call(move || async move { start_here(target_for_core, wake, listener, wanted) });
+        let bound =
+            core.call(move || async move { start_here(target_for_core, wake, listener, wanted, i > 0) });
         let bound = bound.await?.with_context(|| {
             format!("cannot serve NVMe/TCP on {wanted}; is another keelson running there? --nvmf-port chooses another port")
         })?;
@@ -44,13 +45,14 @@ fn start_here(
     wake: CoreHandle,
     listener: ListenerId,
     addr: SocketAddr,
+    further: bool,
 ) -> anyhow::Result<SocketAddr> {
     let core = Core::current().expect("invariant: calls run on a core");
     let inbox = target.attach_core(move || wake.wake());
     let pools = core.pools()?;
     let config = CoreConfig::default();
     let mut share = TargetCore::new(target, inbox, core.network(), pools, core.memory(), config)?;
-    let bound = share.listen(listener, addr)?;
+    let bound = if further { share.listen_shared(listener, addr)? } else { share.listen(listener, addr)? };
     let share = Rc::new(RefCell::new(share));
     core.add_poller(share.clone());
     SHARE.set(Some(share));

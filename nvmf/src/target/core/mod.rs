@@ -169,9 +169,22 @@ impl TargetCore {
     /// The address is in use, is not ours, or needs privileges.
     pub fn listen(&mut self, listener: ListenerId, addr: SocketAddr) -> std::io::Result<SocketAddr> {
         let socket = self.network.listen(addr)?;
+        Ok(self.add_listener(listener, socket))
+    }
+
+    /// As [`listen`](Self::listen), for the further cores of a port: each connection comes to one of them.
+    ///
+    /// # Errors
+    /// As `listen`; and the network has only one core.
+    pub fn listen_shared(&mut self, listener: ListenerId, addr: SocketAddr) -> std::io::Result<SocketAddr> {
+        let socket = self.network.listen_shared(addr)?;
+        Ok(self.add_listener(listener, socket))
+    }
+
+    fn add_listener(&mut self, listener: ListenerId, socket: Box<dyn Listener>) -> SocketAddr {
         let local = socket.local_addr();
         self.listeners.push((listener, socket));
-        Ok(local)
+        local
     }
 
     /// Stops listening; connections stay.
