@@ -6,5 +6,6 @@ mod pipe;
 mod rig;
 
 mod admission;
+mod alloc;
 mod data;
 mod limits;
