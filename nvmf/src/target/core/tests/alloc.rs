@@ -40,7 +40,14 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 /// Allocations of the core's own turns (not the test host's) over `rounds` rounds of 16 commands.
-fn allocations(uri: &str, local: Local, opcode: NvmOpcode, blocks: u32, in_capsule: bool, rounds: u32) -> u64 {
+fn allocations(
+    uri: &str,
+    local: Local,
+    opcode: NvmOpcode,
+    blocks: u32,
+    in_capsule: bool,
+    rounds: u32,
+) -> u64 {
     let mut rig = Rig::new(uri);
     let (_, io) = rig.login(local, false, 1);
     let bytes = blocks as usize * 512;
