@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use aio::devices::FileDevice;
 use aio::reactor::EngineChoice;
 use aio::uri::FileUri;
-use aio::{BlockCount, BlockDevice, Capabilities, DeviceError};
+use aio::{BlockCount, BlockDevice, Capabilities, DeviceError, IoStatus, Opcode};
+use conformance::bench::{Request, World};
+use conformance::buf::Buf;
 use conformance::reactor::ReactorDriver;
 use conformance::{DriverRef, Fixture, Options, Spec, run, skip};
 
@@ -25,6 +27,11 @@ fn losetup(arguments: &[&str]) -> Result<String, String> {
 
 /// A loop device over a new file. The file has no name any more when this returns.
 fn attach(bytes: u64, sector_bytes: u32) -> Result<(String, File), String> {
+    attach_with(bytes, sector_bytes, &[])
+}
+
+/// The same, with more options.
+fn attach_with(bytes: u64, sector_bytes: u32, options: &[&str]) -> Result<(String, File), String> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let name = format!("keelson-loop-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let path: PathBuf = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -32,7 +39,8 @@ fn attach(bytes: u64, sector_bytes: u32) -> Result<(String, File), String> {
     let file = file.and_then(|file| file.set_len(bytes).map(|()| file)).map_err(|e| e.to_string())?;
     let sector = sector_bytes.to_string();
     let text = path.to_str().expect("UTF-8");
-    let device = losetup(&["--find", "--show", "--direct-io=on", "--sector-size", &sector, text]);
+    let usual = ["--find", "--show", "--direct-io=on", "--sector-size", &sector, text];
+    let device = losetup(&[options, &usual].concat());
     let _ = fs::remove_file(&path);
     Ok((device?, file))
 }
@@ -136,4 +144,50 @@ fn geometry_and_exclusive_use() {
     let large = FileDevice::open(&uri(&path, Some(8192)), "aio").expect("a multiple works");
     assert_eq!(large.size(), BlockCount(128));
     losetup(&["--detach", &path]).expect("detach");
+}
+
+#[test]
+fn write_protected_devices() {
+    if !possible("block::write_protected_devices", 512) {
+        return;
+    }
+    let (path, _file) = attach_with(1 << 20, 512, &["--read-only"]).expect("as for the probe");
+    let device: Arc<dyn BlockDevice> = Arc::new(FileDevice::open(&uri(&path, None), "aio").expect("open"));
+    losetup(&["--detach", &path]).expect("detach");
+    assert!(device.capabilities().contains(Capabilities::READ_ONLY));
+    assert!(device.notices().iter().any(|notice| notice.contains("read-only")));
+    let loops = Loops::new(EngineChoice::Auto);
+    let mut bench = World::new(&loops, loops.driver(), 512).open(&device);
+    bench.read(0, 1);
+    for request in
+        [Request::new(Opcode::Write, 0, 1).data(Buf::new(512), &[]), Request::new(Opcode::WriteZeroes, 0, 1)]
+    {
+        bench.run(request).fails(IoStatus::NAMESPACE_WRITE_PROTECTED);
+    }
+}
+
+/// A disk whose blocks cannot be read any more: that command fails as a media error, the others go on.
+#[test]
+fn media_errors() {
+    if !possible("block::media_errors", 512) {
+        return;
+    }
+    for engine in [EngineChoice::Auto, EngineChoice::Epoll] {
+        let (path, file) = attach(1 << 20, 512).expect("as for the probe");
+        let device: Arc<dyn BlockDevice> =
+            Arc::new(FileDevice::open(&uri(&path, None), "aio").expect("open"));
+        losetup(&["--detach", &path]).expect("detach");
+        let loops = Loops::new(engine);
+        let mut bench = World::new(&loops, loops.driver(), 512).open(&device);
+        // The loop driver answers reads behind the end of its file with an I/O error.
+        file.set_len(4096).expect("cut");
+        let read = || Request::new(Opcode::Read, 16, 4).data(Buf::new(2048), &[]);
+        bench.run(read()).fails(IoStatus::UNRECOVERED_READ);
+        bench.run(Request::new(Opcode::Verify, 0, 64)).fails(IoStatus::UNRECOVERED_READ);
+        let compare = Request::new(Opcode::Compare, 16, 1).data(Buf::new(512), &[]);
+        bench.run(compare).fails(IoStatus::UNRECOVERED_READ);
+        bench.read(0, 8);
+        file.set_len(1 << 20).expect("whole again");
+        assert!(bench.run(read()).status.is_success());
+    }
 }
