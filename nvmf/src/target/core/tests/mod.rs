@@ -7,5 +7,6 @@ mod rig;
 
 mod admission;
 mod alloc;
+mod association;
 mod data;
 mod limits;
