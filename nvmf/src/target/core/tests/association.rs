@@ -123,7 +123,11 @@ fn deleting_a_subsystem_closes_its_connections() {
     rig.block_on(target.create_subsystem(SubsystemSpec::new(NQN))).unwrap();
     let (_, io) = rig.login(Local::host(), false, 1);
     let gone = run(&mut rig, io, rw(NvmOpcode::READ, 9, 1, 0, 1), 512);
-    assert_eq!(gone.status, Status::INVALID_NAMESPACE, "a new subsystem of that name has nothing of the old one");
+    assert_eq!(
+        gone.status,
+        Status::INVALID_NAMESPACE,
+        "a new subsystem of that name has nothing of the old one"
+    );
 }
 
 #[test]
