@@ -294,17 +294,17 @@ impl Ring {
         self.sources.borrow().iter().flatten().any(|s| s.in_flight > 0 && s.sink.owns_memory())
     }
 
-    /// Stops admission, cancels everything and waits until the kernel has let go of all memory. Returns false
-    /// when it did not in time; then the sinks are leaked, because their memory may still be written to.
+    /// Stops admission, cancels everything and waits until the kernel has let go of all memory. Returns false when it
+    /// did not in time: then the ring has to be kept, with the sinks whose memory may still be written to.
+    #[must_use]
     pub(crate) fn close(&self) -> bool {
         if self.closed.replace(true) {
-            return true;
+            return !self.memory_in_flight();
         }
         let deadline = std::time::Instant::now() + DRAIN_LIMIT;
         self.cancel_everything();
         while self.memory_in_flight() {
             if std::time::Instant::now() >= deadline {
-                std::mem::forget(self.sources.take());
                 return false;
             }
             self.wait(Some(Duration::from_millis(50)));
@@ -326,7 +326,9 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        self.close();
+        if !self.close() {
+            std::mem::forget(self.sources.take());
+        }
     }
 }
 

@@ -157,6 +157,6 @@ fn sinks_may_push_while_they_complete() {
         done += ring.reap();
     }
     assert_eq!(done, 11);
-    ring.close();
+    assert!(ring.close());
     again.id.set(None);
 }
