@@ -4,13 +4,11 @@
 //! whoever drops what meanwhile.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use super::IoError;
-use crate::IoStatus;
 use crate::device::{Busy, IoChannel, Sleep};
 use crate::io::{BlockCount, BlockRange, Completion, Io, IoFlags, Lba, Opcode, Token};
 use crate::memory::DmaBuf;
@@ -46,7 +44,7 @@ enum State {
     /// Submitted; nobody does any more.
     Abandoned,
     /// Completed; the result was not fetched yet.
-    Done(IoStatus),
+    Done(Result<(), IoError>),
 }
 
 struct Slot {
@@ -62,10 +60,38 @@ struct Slots {
     slots: Vec<Slot>,
     free: Vec<u32>,
     limit: u32,
-    /// Futures that wait for a slot or for the channel. All are woken when there is room: one that was dropped
-    /// meanwhile must not take the news with it.
-    waiting: VecDeque<Waker>,
+    waiting: Waiting,
     closers: Vec<Waker>,
+}
+
+/// Futures that wait for a slot or for the channel. All are woken when there is room: one that was dropped meanwhile
+/// must not take the news with it.
+#[derive(Default)]
+struct Waiting {
+    wakers: Vec<Waker>,
+    /// How often all were woken.
+    round: u64,
+}
+
+/// Where a future stands in line, and in which round.
+type Place = Option<(u64, usize)>;
+
+impl Waiting {
+    /// Puts a future in line; one that is there already stays where it is.
+    fn wait(&mut self, place: &mut Place, waker: &Waker) {
+        match *place {
+            Some((round, index)) if round == self.round => self.wakers[index].clone_from(waker),
+            _ => {
+                *place = Some((self.round, self.wakers.len()));
+                self.wakers.push(waker.clone());
+            }
+        }
+    }
+
+    fn wake_all(&mut self) {
+        self.round += 1;
+        self.wakers.drain(..).for_each(Waker::wake);
+    }
 }
 
 pub(super) struct Inner {
@@ -81,7 +107,7 @@ impl Inner {
             slots: Vec::new(),
             free: Vec::new(),
             limit: queue_depth.clamp(1, MAX_SLOTS),
-            waiting: VecDeque::new(),
+            waiting: Waiting::default(),
             closers: Vec::new(),
         };
         let inner = Rc::new(Self { slots: RefCell::new(slots), closing: Cell::new(false) });
@@ -97,13 +123,12 @@ impl Inner {
         payload: Option<(DmaBuf, u32)>,
     ) -> (Result<(), IoError>, Option<DmaBuf>) {
         let (mut buf, len_bytes) = payload.map_or((None, 0), |(buf, len)| (Some(buf), len));
-        let submitted = poll_fn(|cx| self.try_submit(&request, &mut buf, len_bytes, cx)).await;
+        let mut place = None;
+        let submitted = poll_fn(|cx| self.try_submit(&request, &mut buf, len_bytes, &mut place, cx)).await;
         let Ok(index) = submitted else { return (Err(IoError::Closed), buf) };
         let in_flight = InFlight { inner: self, index };
-        let status = poll_fn(|cx| in_flight.poll(cx)).await;
-        let buf = in_flight.finish();
-        let result = if status.is_success() { Ok(()) } else { Err(IoError::Status(status)) };
-        (result, buf)
+        let result = poll_fn(|cx| in_flight.poll(cx)).await;
+        (result, in_flight.finish())
     }
 
     fn try_submit(
@@ -111,6 +136,7 @@ impl Inner {
         request: &Request,
         buf: &mut Option<DmaBuf>,
         len_bytes: u32,
+        place: &mut Place,
         cx: &mut Context<'_>,
     ) -> Poll<Result<u32, IoError>> {
         if self.closing.get() {
@@ -121,7 +147,7 @@ impl Inner {
         match submitted {
             Ok(index) => Poll::Ready(Ok(index)),
             Err(Busy) => {
-                slots.waiting.push_back(cx.waker().clone());
+                slots.waiting.wait(place, cx.waker());
                 Poll::Pending
             }
         }
@@ -134,8 +160,35 @@ impl Inner {
             if let Some(channel) = &mut slots.channel {
                 channel.close();
             }
-            wake_all(&mut slots.waiting);
+            slots.waiting.wake_all();
         }
+    }
+
+    /// Futures that wait for room.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.slots.borrow().waiting.wakers.len()
+    }
+
+    /// The driver is no more: the reactor ends, or has dropped it because the device panicked. Nobody would complete
+    /// anything, so the channel goes, and with it its hold on the buffers.
+    fn lose_driver(&self) {
+        self.closing.set(true);
+        let channel = self.slots.borrow_mut().channel.take();
+        // Outside the borrow, and before the buffers: it waits for what works on them.
+        drop(channel);
+        let mut abandoned = Vec::new();
+        let mut slots = self.slots.borrow_mut();
+        for index in 0..slots.slots.len() as u32 {
+            let state = &mut slots.slots[index as usize].state;
+            match std::mem::replace(state, State::Done(Err(IoError::Closed))) {
+                State::Awaited(waker) => waker.into_iter().for_each(Waker::wake),
+                State::Abandoned => abandoned.extend(slots.release(index)),
+                other => *state = other,
+            }
+        }
+        slots.waiting.wake_all();
+        slots.closers.drain(..).for_each(Waker::wake);
     }
 
     /// Resolves when the channel is gone.
@@ -150,10 +203,6 @@ impl Inner {
         })
         .await;
     }
-}
-
-fn wake_all(waiting: &mut VecDeque<Waker>) {
-    waiting.drain(..).for_each(Waker::wake);
 }
 
 impl Slots {
@@ -207,7 +256,9 @@ impl Slots {
         if slot.generation != token.generation() {
             return;
         }
-        match std::mem::replace(&mut slot.state, State::Done(completion.status)) {
+        let status = completion.status;
+        let result = if status.is_success() { Ok(()) } else { Err(IoError::Status(status)) };
+        match std::mem::replace(&mut slot.state, State::Done(result)) {
             State::Awaited(Some(waker)) => waker.wake(),
             State::Awaited(None) => {}
             State::Abandoned => drop(self.release(token.index())),
@@ -232,10 +283,10 @@ struct InFlight<'a> {
 }
 
 impl InFlight<'_> {
-    fn poll(&self, cx: &mut Context<'_>) -> Poll<IoStatus> {
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<(), IoError>> {
         let mut slots = self.inner.slots.borrow_mut();
         match &mut slots.slots[self.index as usize].state {
-            State::Done(status) => Poll::Ready(*status),
+            State::Done(result) => Poll::Ready(*result),
             State::Awaited(Some(waker)) => {
                 waker.clone_from(cx.waker());
                 Poll::Pending
@@ -251,7 +302,7 @@ impl InFlight<'_> {
     fn finish(self) -> Option<DmaBuf> {
         let mut slots = self.inner.slots.borrow_mut();
         let buf = slots.release(self.index);
-        wake_all(&mut slots.waiting);
+        slots.waiting.wake_all();
         drop(slots);
         std::mem::forget(self);
         buf
@@ -264,7 +315,7 @@ impl Drop for InFlight<'_> {
         let slot = &mut slots.slots[self.index as usize];
         if matches!(slot.state, State::Done(_)) {
             let buf = slots.release(self.index);
-            wake_all(&mut slots.waiting);
+            slots.waiting.wake_all();
             drop(slots);
             drop(buf);
         } else {
@@ -280,18 +331,27 @@ struct Driver {
     finished: bool,
 }
 
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.inner.lose_driver();
+        }
+    }
+}
+
 impl Poller for Driver {
     fn poll(&mut self, _now: Instant) -> usize {
         let mut slots = self.inner.slots.borrow_mut();
         let slots = &mut *slots;
         let Some(channel) = &mut slots.channel else { return 0 };
         let done = channel.poll(&mut self.out, BUDGET);
-        let room = !slots.waiting.is_empty() && (channel.take_ready() || done > 0);
+        // Asked in any case: news that nobody fetches would keep the core awake.
+        let room = channel.take_ready() || done > 0;
         for completion in self.out.drain(..) {
             slots.complete(completion);
         }
         if room {
-            wake_all(&mut slots.waiting);
+            slots.waiting.wake_all();
         }
         if self.inner.closing.get() && slots.channel.as_ref().is_some_and(|c| c.drained()) {
             slots.channel = None;
@@ -315,8 +375,8 @@ impl Poller for Driver {
         if self.inner.closing.get() && channel.drained() {
             return Sleep::KeepPolling;
         }
-        if !slots.waiting.is_empty() && channel.take_ready() {
-            wake_all(&mut slots.waiting);
+        if channel.take_ready() && !slots.waiting.wakers.is_empty() {
+            slots.waiting.wake_all();
             return Sleep::KeepPolling;
         }
         channel.prepare_sleep()

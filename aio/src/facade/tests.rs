@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use super::slots::{Inner, Request};
 use super::*;
@@ -13,7 +14,7 @@ use crate::device::{Busy, Cancel, IoChannel, Sleep};
 use crate::io::{Completion, Io, Lent, Token};
 use crate::memory::{DmaPool, Memory, MemoryConfig};
 use crate::net::NoNetwork;
-use crate::reactor::{CoreId, EngineChoice, ManualClock, Reactor, ReactorConfig};
+use crate::reactor::{CoreId, EngineChoice, JoinHandle, ManualClock, Reactor, ReactorConfig};
 
 fn reactor() -> Reactor {
     let cfg = ReactorConfig { pin: false, engine: EngineChoice::None, ..ReactorConfig::new(CoreId(0)) };
@@ -145,6 +146,7 @@ struct Gate {
     refuse: Cell<bool>,
     refused: Cell<bool>,
     closed: Cell<bool>,
+    panic: Cell<bool>,
 }
 
 struct GateChannel(Rc<Gate>);
@@ -160,6 +162,7 @@ impl IoChannel for GateChannel {
     }
     fn kick(&mut self) {}
     fn poll(&mut self, out: &mut Vec<Completion>, budget: usize) -> usize {
+        assert!(!self.0.panic.get(), "as asked");
         let n = self.0.open.get().min(budget).min(self.0.held.borrow().len());
         self.0.open.set(self.0.open.get() - n);
         out.extend(self.0.held.borrow_mut().drain(..n).map(|t| Completion::new(t, IoStatus::SUCCESS)));
@@ -169,7 +172,8 @@ impl IoChannel for GateChannel {
         !self.0.refuse.get() && self.0.held.borrow().len() < 2 && self.0.refused.replace(false)
     }
     fn prepare_sleep(&mut self) -> Sleep {
-        Sleep::Armed
+        let can_retry = self.0.refused.get() && !self.0.refuse.get() && self.0.held.borrow().len() < 2;
+        if can_retry { Sleep::KeepPolling } else { Sleep::Armed }
     }
     fn cancel(&mut self, _token: Token) -> Cancel {
         Cancel::Unsupported
@@ -289,4 +293,101 @@ fn close_drains_first_and_refuses_who_waits() {
         results.push(run(&mut r, async move { task.await.unwrap() }));
     }
     assert_eq!(results, [Ok(()), Ok(()), Err(IoError::Closed)]);
+}
+
+/// Bug: nobody asked the channel whether it was ready again when the future that it had refused was gone. The channel
+/// went on reporting the news that nobody fetched, and its core never slept again.
+#[test]
+fn a_core_sleeps_after_the_future_that_was_refused_is_gone() {
+    let mut r = reactor();
+    let (gate, inner, _pool) = gate(&r);
+    let core = r.core();
+    let flush = || {
+        let i = inner.clone();
+        core.spawn(async move { i.run(Request::new(Opcode::Flush), None).await.0 })
+    };
+    let (first, second) = (flush(), flush());
+    r.turn();
+    let refused = flush();
+    gate.refuse.set(true);
+    r.turn();
+    refused.abort();
+    // Everybody is told of the room, and nobody is there.
+    gate.open.set(2);
+    turns(&mut r, 3);
+    assert!(first.is_finished() && second.is_finished());
+    gate.refuse.set(false);
+    for _ in 0..5 {
+        r.turn();
+        r.sleep(Some(Duration::from_millis(1)));
+    }
+    assert!(r.core().stats().sleeps >= 3, "{:?}", r.core().stats());
+}
+
+/// Bug: each poll of a future that waited for room added its waker once more, without bound while the device stood
+/// still.
+#[test]
+fn a_waiting_future_that_is_polled_again_waits_once() {
+    let mut r = reactor();
+    let (gate, inner, _pool) = gate(&r);
+    gate.refuse.set(true);
+    let i = inner.clone();
+    let tasks: Vec<_> = (0..2)
+        .map(|_| {
+            let (i, core) = (i.clone(), r.core());
+            r.core().spawn(async move {
+                let mut flush = pin!(i.run(Request::new(Opcode::Flush), None));
+                // Wakes its task in every turn, as a neighbour in a `select` might.
+                std::future::poll_fn(|cx| {
+                    let flushed = flush.as_mut().poll(cx);
+                    if core.stats().turns < 100 {
+                        cx.waker().wake_by_ref();
+                    }
+                    flushed.map(|(result, _)| result)
+                })
+                .await
+            })
+        })
+        .collect();
+    turns(&mut r, 200);
+    assert_eq!(inner.waiting(), 2);
+    gate.refuse.set(false);
+    gate.open.set(2);
+    for task in tasks {
+        assert_eq!(run(&mut r, async move { task.await.unwrap() }), Ok(()));
+    }
+}
+
+/// Bug: when the reactor had dropped the descriptor's poller, because the device had panicked in it, everything in
+/// flight and everything new waited for ever.
+#[test]
+fn a_device_that_panics_closes_its_descriptor() {
+    let mut r = reactor();
+    let (gate, inner, pool) = gate(&r);
+    let tasks: Vec<_> = (0..3)
+        .map(|_| {
+            let (i, buf) = (inner.clone(), pool.alloc());
+            r.core().spawn(async move { i.run(read(), buf.map(|b| (b, 512))).await.0 })
+        })
+        .collect();
+    let gone = inner.clone();
+    let abandoned = r.core().spawn(async move { gone.run(Request::new(Opcode::Flush), None).await.0 });
+    r.turn();
+    assert_eq!(gate.held.borrow().len(), 2);
+    abandoned.abort();
+    gate.panic.set(true);
+    turns(&mut r, 4);
+    assert_eq!(r.core().stats().panics, 1);
+    assert!(tasks.iter().all(JoinHandle::is_finished));
+    for task in tasks {
+        assert_eq!(run(&mut r, async move { task.await.unwrap() }), Err(IoError::Closed));
+    }
+    assert_eq!(Rc::strong_count(&gate), 1, "the channel is gone");
+    assert_eq!(pool.available(), 8, "and the buffers are back");
+    let i = inner.clone();
+    assert_eq!(
+        run(&mut r, async move { i.run(Request::new(Opcode::Flush), None).await.0 }),
+        Err(IoError::Closed)
+    );
+    run(&mut r, async move { inner.closed().await });
 }
