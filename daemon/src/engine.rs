@@ -320,7 +320,7 @@ impl Engine {
             let _change = self.change.lock().await;
             let exported = self.exports.find(&nqn)?;
             let namespace = exported.desired.namespaces.into_iter().find(|n| n.nsid == nsid);
-            let namespace = namespace.ok_or_else(|| TargetError::NoNamespace { nqn, nsid })?;
+            let namespace = namespace.ok_or(TargetError::NoNamespace { nqn, nsid })?;
             let entry = self.registry.get(&namespace.device)?;
             let before = entry.size_bytes();
             let device = entry.device.clone();

@@ -206,10 +206,10 @@ impl Exports {
     /// Makes the target have what is asked for, as far as the devices are there.
     async fn bring_up(&self, exported: &mut Exported, registry: &Registry) -> Vec<EngineError> {
         let mut failures = Vec::new();
-        if !exported.created {
-            if let Err(e) = self.create_in_target(exported, registry).await {
-                return vec![e];
-            }
+        if !exported.created
+            && let Err(e) = self.create_in_target(exported, registry).await
+        {
+            return vec![e];
         }
         for namespace in &exported.desired.namespaces {
             if exported.live.contains(&namespace.nsid) {

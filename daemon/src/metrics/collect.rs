@@ -139,32 +139,30 @@ const NAMESPACE_IO: IoNames = IoNames {
 type Labels = Vec<(&'static str, String)>;
 
 fn io_metrics(page: &mut Page, names: &IoNames, rows: &[(Labels, IoTotals)]) {
-    let with =
-        |labels: &Labels, more: &[(&'static str, &'static str)], f: &mut dyn FnMut(&[(&str, &str)])| {
-            let mut all: Vec<(&str, &str)> = labels.iter().map(|(k, v)| (*k, v.as_str())).collect();
-            all.extend(more);
-            f(&all);
-        };
     let mut metric = page.metric(names.commands, Kind::Counter, "Commands of hosts that completed.");
     for (labels, io) in rows {
-        for (op, n) in
-            [("read", io.read_commands), ("write", io.write_commands), ("other", io.other_commands)]
-        {
-            with(labels, &[("op", op)], &mut |l| metric.sample(l, n));
+        for (op, n) in [("read", io.read_commands), ("write", io.write_commands), ("other", io.other_commands)] {
+            metric.sample(&with(labels, Some(op)), n);
         }
     }
     let mut metric = page.metric(names.bytes, Kind::Counter, "Bytes moved to and from hosts.");
     for (labels, io) in rows {
         for (op, n) in [("read", io.read_bytes), ("write", io.write_bytes)] {
-            with(labels, &[("op", op)], &mut |l| metric.sample(l, n));
+            metric.sample(&with(labels, Some(op)), n);
         }
     }
     let mut metric = page.metric(names.errors, Kind::Counter, "Commands that completed with an error.");
-    rows.iter().for_each(|(labels, io)| with(labels, &[], &mut |l| metric.sample(l, io.failed_commands)));
+    rows.iter().for_each(|(labels, io)| metric.sample(&with(labels, None), io.failed_commands));
     let mut metric = page.metric(names.media_errors, Kind::Counter, "Media errors among them.");
-    rows.iter().for_each(|(labels, io)| with(labels, &[], &mut |l| metric.sample(l, io.media_errors)));
+    rows.iter().for_each(|(labels, io)| metric.sample(&with(labels, None), io.media_errors));
     let mut metric = page.metric(names.busy, Kind::Counter, "Time with commands in flight.");
-    rows.iter().for_each(|(labels, io)| with(labels, &[], &mut |l| metric.sample(l, seconds(io.busy_ns))));
+    rows.iter().for_each(|(labels, io)| metric.sample(&with(labels, None), seconds(io.busy_ns)));
+}
+
+/// The labels, and `op` where a metric tells operations apart.
+fn with<'a>(labels: &'a Labels, op: Option<&'a str>) -> Vec<(&'a str, &'a str)> {
+    let own = labels.iter().map(|(name, value)| (*name, value.as_str()));
+    own.chain(op.map(|op| ("op", op))).collect()
 }
 
 fn devices(page: &mut Page, engine: &Engine) {
