@@ -5,7 +5,7 @@
 //! it goes on serving until Ctrl-C.
 
 use std::fs::OpenOptions;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +20,8 @@ use rpc::output::{Units, parse_size};
 
 use crate::desired::{Desired, Device};
 use crate::exports::share;
-use crate::node::VERSION;
+use crate::node::{VERSION, escape};
+use crate::perf::stamp::Stamp;
 use crate::perf::{Job, Pattern, Summary, Watch, run};
 use crate::registry;
 use crate::serve::args::DEFAULT_NVMF_PORT;
@@ -30,6 +31,9 @@ use crate::serve::{Daemon, Setup};
 /// Folder below the current one, when nothing else is said.
 const DEFAULT_DIR: &str = "keelson-demo";
 
+/// Block size of the disk.
+const BLOCK_BYTES: u32 = 4096;
+
 /// The disk's file in it.
 const DISK: &str = "disk.img";
 
@@ -37,8 +41,8 @@ const DISK: &str = "disk.img";
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
 The disk is a sparse file: it takes as much space as is written. It stays when the demo ends, with what a host
-has written to it, and is used again by the next one. The measured part rewrites its first 64 MiB only when the
-file is new.
+has written to it, and is used again by the next one. The measured part writes to its first 64 MiB, but only as
+long as nothing but earlier demos has written to the disk; otherwise it only reads.
 
 Port 8420 of 127.0.0.1 is where `keelson serve` listens as well; --port chooses another one.")]
 pub struct DemoArgs {
@@ -68,14 +72,18 @@ pub async fn main(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<bool> 
     };
     let time = Duration::try_from_secs_f64(args.time).context("--time is not a number of seconds")?;
     writeln!(out, "{VERSION}, a userspace NVMe storage engine\n")?;
-    let (disk, is_new) = make_disk(&dir, args.size)?;
+    let disk = make_disk(&dir, args.size)?;
+    let is_ours = {
+        let disk = disk.clone();
+        tokio::task::spawn_blocking(move || holds_only_stamps(&disk)).await??
+    };
     let daemon = Daemon::start(setup(args.port, &disk)?).await?;
     if let Some(failure) = daemon.failures().first() {
         let failure = failure.clone();
         daemon.stop().await;
         anyhow::bail!("the demo's disk cannot be served: {failure}");
     }
-    let demo = Demo { daemon, disk, is_new, time };
+    let demo = Demo { daemon, disk, is_ours, time };
     demo.introduce(out)?;
     let result = tokio::select! {
         result = demo.measure(out) => result,
@@ -97,20 +105,45 @@ pub async fn main(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<bool> 
     Ok(clean)
 }
 
-/// Makes the disk's file unless it is there; tells whether it is new.
-fn make_disk(dir: &Path, size_bytes: u64) -> anyhow::Result<(PathBuf, bool)> {
+/// Makes the disk's file unless it is there.
+fn make_disk(dir: &Path, size_bytes: u64) -> anyhow::Result<PathBuf> {
     std::fs::create_dir_all(dir)
         .with_context(|| format!("cannot make the folder {} (--dir chooses another)", dir.display()))?;
     let dir = dir.canonicalize()?;
     let path = dir.join(DISK);
     let failed = || format!("cannot make the disk {} (--dir chooses another folder)", path.display());
     match OpenOptions::new().write(true).create_new(true).open(&path) {
-        Ok(file) => {
-            file.set_len(size_bytes / 4096 * 4096).with_context(failed)?;
-            Ok((path, true))
+        Ok(file) => file.set_len(size_bytes / 4096 * 4096).with_context(failed)?,
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(e).with_context(failed),
+    }
+    Ok(path)
+}
+
+/// Whether every block of the disk is empty or was stamped by a demo: then nobody's data is on it. A disk that is
+/// too large to look through counts as somebody's.
+fn holds_only_stamps(disk: &Path) -> anyhow::Result<bool> {
+    const LARGEST_BYTES: u64 = 8 << 30;
+    let failed = || format!("cannot read the disk {}", disk.display());
+    let mut file = std::fs::File::open(disk).with_context(failed)?;
+    if file.metadata()?.len() > LARGEST_BYTES {
+        return Ok(false);
+    }
+    let mut chunk = vec![0; 1 << 20];
+    let mut lba = 0;
+    loop {
+        let len = file.read(&mut chunk).with_context(failed)?;
+        // A file's length is a multiple of the block; reads of regular files are cut at its end only.
+        for block in chunk[..len].chunks(BLOCK_BYTES as usize) {
+            let empty = block.iter().all(|b| *b == 0);
+            if !empty && Stamp::read(block, lba).is_err() {
+                return Ok(false);
+            }
+            lba += 1;
         }
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok((path, false)),
-        Err(e) => Err(e).with_context(failed),
+        if len == 0 {
+            return Ok(true);
+        }
     }
 }
 
@@ -119,14 +152,7 @@ const SUBSYSTEM: &str = "demo";
 
 fn setup(port: u16, disk: &Path) -> anyhow::Result<Setup> {
     let path = disk.to_str().context("the folder's name is not UTF-8 (--dir chooses another)")?;
-    // What a URI would take for its own punctuation.
-    let escaped: String = path
-        .chars()
-        .map(|c| match c {
-            '%' | '?' | '#' => format!("%{:02X}", u32::from(c)),
-            c => c.to_string(),
-        })
-        .collect();
+    let escaped = escape(path, &['%', '?', '#']);
     let mut subsystem = share(path, Default::default());
     subsystem.nqn = rpc::nqn_from_name(SUBSYSTEM);
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -144,7 +170,7 @@ fn setup(port: u16, disk: &Path) -> anyhow::Result<Setup> {
         target: TargetConfig::default(),
         state: None,
         declared: Desired {
-            devices: vec![Device { uri: format!("aio://{escaped}?blk_size=4096") }],
+            devices: vec![Device { uri: format!("aio://{escaped}?blk_size={BLOCK_BYTES}") }],
             subsystems: vec![subsystem],
         },
     })
@@ -160,7 +186,7 @@ fn cores() -> io::Result<(CoreId, CoreId)> {
 struct Demo {
     daemon: Daemon,
     disk: PathBuf,
-    is_new: bool,
+    is_ours: bool,
     time: Duration,
 }
 
@@ -172,15 +198,13 @@ impl Demo {
     fn introduce(&self, out: &mut dyn Write) -> io::Result<()> {
         let addr = self.daemon.engine().node().nvmf;
         let size = self.daemon.engine().registry().list().first().map_or(0, |e| e.size_bytes());
-        let state = if self.is_new { "new" } else { "from an earlier demo" };
-        writeln!(out, "Disk      {} ({}, {state})", self.disk.display(), Units::Binary.show(size))?;
+        writeln!(out, "Disk      {} ({})", self.disk.display(), Units::Binary.show(size))?;
         writeln!(out, "Exported  {}", self.nqn())?;
         writeln!(out, "On        {addr} (NVMe/TCP)\n")?;
         out.flush()
     }
 
-    /// Connects like a host and measures. The disk of an earlier demo may hold somebody's file system: it is
-    /// only read.
+    /// Connects like a host and measures. A disk that holds somebody's data is only read.
     async fn measure(&self, out: &mut dyn Write) -> anyhow::Result<bool> {
         let core = cores()?.1;
         let config = ReactorConfig { engine: EngineChoice::Auto, ..ReactorConfig::new(core) };
@@ -197,7 +221,7 @@ impl Demo {
         let device = registry::open(&uri, host, None).await?.device;
         writeln!(out, "Connected to it with our own initiator, over TCP. Now some I/O, 4 KiB each:")?;
         let mut runs = vec![("random reads, 32 at a time", Pattern::RandRead, 32, false)];
-        if self.is_new {
+        if self.is_ours {
             runs = vec![
                 (
                     "random writes, 32 at a time, each block stamped, all read back and checked",
@@ -231,11 +255,11 @@ impl Demo {
             summary.write(out, false)?;
         }
         device.remove();
-        if !self.is_new {
+        if !self.is_ours {
+            let disk = self.disk.display();
             writeln!(
                 out,
-                "\nThe disk is from an earlier demo, so nothing was written to it; remove {} for a new one.",
-                self.disk.display()
+                "\nSomebody's data is on the disk, so nothing was written to it; remove {disk} for a new one."
             )?;
         }
         Ok(clean)
@@ -252,5 +276,34 @@ impl Demo {
              nvme disconnect -n {nqn}\n\nServing until Ctrl-C."
         )?;
         out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn somebodys_data_is_recognised() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = make_disk(dir.path(), 3 << 20).unwrap();
+        assert!(holds_only_stamps(&disk).unwrap(), "new");
+        let mut bytes = std::fs::read(&disk).unwrap();
+        let stamp = Stamp { lba: 5, version: 1, writer: 2 };
+        stamp.write(&mut bytes[5 * 4096..6 * 4096]);
+        std::fs::write(&disk, &bytes).unwrap();
+        assert_eq!(make_disk(dir.path(), 1 << 20).unwrap(), disk, "an old disk is used again");
+        assert!(holds_only_stamps(&disk).unwrap(), "written by a demo");
+        bytes[700 * 4096 + 9] = 1;
+        std::fs::write(&disk, &bytes).unwrap();
+        assert!(!holds_only_stamps(&disk).unwrap());
+    }
+
+    #[test]
+    fn odd_folders_become_sound_uris() {
+        let setup = setup(0, Path::new("/tmp/a b%?#/disk.img")).unwrap();
+        let uri: DeviceUri = setup.declared.devices[0].uri.parse().unwrap();
+        assert_eq!(uri.name(), "/tmp/a b%?#/disk.img");
+        assert_eq!(setup.declared.subsystems[0].namespaces[0].device, uri.name());
     }
 }

@@ -31,9 +31,10 @@ impl Node {
         Self { hostnqn, name, grpc, nvmf, instance: Uuid::new_v4() }
     }
 
-    /// Where hosts connect for the subsystem `nqn`.
+    /// Where hosts connect for the subsystem `nqn`. What a URI would take for its own punctuation (a shared file
+    /// has slashes in its name) is escaped.
     pub fn export_uri(&self, nqn: &str) -> String {
-        format!("nvmf+tcp://{}/{nqn}", self.nvmf)
+        format!("nvmf+tcp://{}/{}", self.nvmf, escape(nqn, &['/', '?', '#', '%']))
     }
 
     /// How the engine introduces itself. The endpoint names an address that others can reach, so an unspecified
@@ -58,6 +59,18 @@ impl Node {
     }
 }
 
+/// `text` with percent escapes for these ASCII characters.
+pub fn escape(text: &str, which: &[char]) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match which.contains(&c) {
+            true => out.push_str(&format!("%{:02X}", u32::from(c))),
+            false => out.push(c),
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,5 +86,6 @@ mod tests {
         assert_eq!(node.registration().grpc_endpoint, "127.0.0.1:1");
         assert_eq!(node.hostnqn, "nqn.h");
         assert_eq!(node.export_uri("nqn.x"), "nvmf+tcp://[::1]:8420/nqn.x");
+        assert_eq!(node.export_uri("nqn.x:/dev/sdb"), "nvmf+tcp://[::1]:8420/nqn.x:%2Fdev%2Fsdb");
     }
 }

@@ -51,7 +51,10 @@ async fn devices_come_and_go() {
     assert_eq!(d.create("malloc:///a?size_mb=4").await, Err(Code::Internal));
     assert_eq!(d.create("null:///a?size_mb=4").await, Err(Code::Internal));
 
-    assert_eq!(destroy(&d, "malloc:///a?size_mb=4&uuid=00000000-0000-0000-0000-000000000001").await, Err(Code::InvalidArgument));
+    assert_eq!(
+        destroy(&d, "malloc:///a?size_mb=4&uuid=00000000-0000-0000-0000-000000000001").await,
+        Err(Code::InvalidArgument)
+    );
     assert_eq!(destroy(&d, &a.uri).await, Ok(()));
     assert_eq!(destroy(&d, &a.uri).await, Err(Code::NotFound));
     assert_eq!(d.bdevs().await.len(), 1);
@@ -106,7 +109,10 @@ async fn sharing() {
     let nvmf = d.daemon.engine().node().nvmf;
     assert_eq!(uri, format!("nvmf+tcp://{nvmf}/nqn.2019-05.io.openebs:a"));
     let bdev = d.bdev("a").await.unwrap();
-    assert_eq!((bdev.claimed, bdev.claimed_by.as_str(), bdev.share_uri), (true, "NVMe-oF Target", uri.clone()));
+    assert_eq!(
+        (bdev.claimed, bdev.claimed_by.as_str(), bdev.share_uri),
+        (true, "NVMe-oF Target", uri.clone())
+    );
     assert_eq!(share(&d, "a", ShareProtocol::Nvmf, &[]).await, Err(Code::Internal), "shared already");
     assert_eq!(destroy(&d, "malloc:///a?size_mb=4").await, Err(Code::Internal), "in use");
 

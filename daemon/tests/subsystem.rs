@@ -46,7 +46,10 @@ async fn namespaces_come_go_and_grow_under_a_connected_host() {
     });
     let s = s.await.unwrap();
     assert_eq!(s.serial, "SERIAL1");
-    assert_eq!(s.namespaces.iter().map(|n| (n.nsid, n.device.as_str())).collect::<Vec<_>>(), [(1, "a"), (7, "b")]);
+    assert_eq!(
+        s.namespaces.iter().map(|n| (n.nsid, n.device.as_str())).collect::<Vec<_>>(),
+        [(1, "a"), (7, "b")]
+    );
     assert!(s.allow_any_host && s.ana_reporting);
     let host = Host::new();
     let uri = &s.uris[0];
@@ -55,7 +58,8 @@ async fn namespaces_come_go_and_grow_under_a_connected_host() {
     assert!(host.connect(&format!("{uri}?nsid=2")).await.is_err());
 
     let mut calls = d.client.subsystem();
-    let added = calls.add_namespace(AddNamespaceRequest { nqn: NQN.into(), namespace: Some(spec("c", None)) });
+    let added =
+        calls.add_namespace(AddNamespaceRequest { nqn: NQN.into(), namespace: Some(spec("c", None)) });
     assert_eq!(added.await.unwrap().into_inner().nsid, 2);
     host.connect(&format!("{uri}?nsid=2")).await.unwrap().remove();
     let taken = AddNamespaceRequest { nqn: NQN.into(), namespace: Some(spec("c", Some(2))) };
@@ -97,14 +101,26 @@ async fn namespaces_come_go_and_grow_under_a_connected_host() {
 async fn creation_is_all_or_nothing() {
     let d = daemon().await;
     let code = |r: Result<Subsystem, Status>| r.unwrap_err().code();
-    assert_eq!(code(create(&d, |r| r.namespaces = vec![spec("a", None), spec("x", None)]).await), Code::NotFound);
+    assert_eq!(
+        code(create(&d, |r| r.namespaces = vec![spec("a", None), spec("x", None)]).await),
+        Code::NotFound
+    );
     assert!(find(&d, NQN).await.is_none());
-    assert_eq!(code(create(&d, |r| r.namespaces = vec![spec("a", None), spec("a", None)]).await), Code::AlreadyExists);
+    assert_eq!(
+        code(create(&d, |r| r.namespaces = vec![spec("a", None), spec("a", None)]).await),
+        Code::AlreadyExists
+    );
     assert!(find(&d, NQN).await.is_none(), "what was made is undone");
     assert_eq!(code(create(&d, |r| r.nqn = "x".into()).await), Code::InvalidArgument);
-    assert_eq!(code(create(&d, |r| r.nqn = "nqn.2014-08.org.nvmexpress.discovery".into()).await), Code::AlreadyExists);
+    assert_eq!(
+        code(create(&d, |r| r.nqn = "nqn.2014-08.org.nvmexpress.discovery".into()).await),
+        Code::AlreadyExists
+    );
     assert_eq!(code(create(&d, |r| r.serial = Some("x".repeat(21))).await), Code::InvalidArgument);
-    assert_eq!(code(create(&d, |r| (r.min_cntlid, r.max_cntlid) = (Some(9), Some(3))).await), Code::InvalidArgument);
+    assert_eq!(
+        code(create(&d, |r| (r.min_cntlid, r.max_cntlid) = (Some(9), Some(3))).await),
+        Code::InvalidArgument
+    );
     create(&d, |r| r.namespaces = vec![spec("a", None)]).await.unwrap();
     assert_eq!(code(create(&d, |_| ()).await), Code::AlreadyExists);
     d.stop().await;

@@ -141,7 +141,9 @@ type Labels = Vec<(&'static str, String)>;
 fn io_metrics(page: &mut Page, names: &IoNames, rows: &[(Labels, IoTotals)]) {
     let mut metric = page.metric(names.commands, Kind::Counter, "Commands of hosts that completed.");
     for (labels, io) in rows {
-        for (op, n) in [("read", io.read_commands), ("write", io.write_commands), ("other", io.other_commands)] {
+        for (op, n) in
+            [("read", io.read_commands), ("write", io.write_commands), ("other", io.other_commands)]
+        {
             metric.sample(&with(labels, Some(op)), n);
         }
     }

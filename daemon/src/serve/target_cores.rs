@@ -24,9 +24,7 @@ pub async fn start(target: &Target, cores: &[CoreHandle], addr: SocketAddr) -> a
         let (target_for_core, wake, wanted) = (target.clone(), core.clone(), local);
         let bound =
             core.call(move || async move { start_here(target_for_core, wake, listener, wanted, i > 0) });
-        let bound = bound.await?.with_context(|| {
-            format!("cannot serve NVMe/TCP on {wanted}; is another keelson running there? --nvmf-port chooses another port")
-        })?;
+        let bound = bound.await?.with_context(|| in_use(wanted))?;
         if i == 0 && bound != addr {
             // Discovery has to name the port that was found. The number of the listener stays the same: the lowest
             // free one.
@@ -38,6 +36,12 @@ pub async fn start(target: &Target, cores: &[CoreHandle], addr: SocketAddr) -> a
         local = bound;
     }
     Ok(local)
+}
+
+fn in_use(addr: SocketAddr) -> String {
+    format!(
+        "cannot serve NVMe/TCP on {addr}; is another keelson running there? --nvmf-port chooses another port"
+    )
 }
 
 fn start_here(

@@ -43,6 +43,7 @@ fn create_code(error: &DeviceError) -> Code {
             (Some(EEXIST), _) | (None, std::io::ErrorKind::AlreadyExists) => Code::AlreadyExists,
             _ => Code::InvalidArgument,
         },
+        DeviceError::Missing { .. } => Code::NotFound,
         _ => Code::InvalidArgument,
     }
 }
@@ -102,6 +103,13 @@ mod tests {
             (os(13), Code::InvalidArgument),
             (os(28), Code::InvalidArgument),
             (EngineError::CreateDevice { name: "d".into(), source: unsupported() }, Code::InvalidArgument),
+            (
+                EngineError::CreateDevice {
+                    name: "d".into(),
+                    source: DeviceError::Missing { device: "d".into() },
+                },
+                Code::NotFound,
+            ),
             (EngineError::NoDevice("d".into()), Code::NotFound),
             (EngineError::DeviceExists("d".into()), Code::Internal),
             (EngineError::DeviceInUse { name: "d".into(), nqn: nqn() }, Code::Internal),

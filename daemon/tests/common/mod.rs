@@ -1,5 +1,5 @@
 //! A daemon in this process, on ports of its own, with a client.
-#![allow(dead_code, clippy::unwrap_used, reason = "each test file uses some of it")]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test file uses some of it")]
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -103,7 +103,8 @@ pub struct Host(CoreHandle);
 
 impl Host {
     pub fn new() -> Self {
-        let config = ReactorConfig { pin: false, spin_window: Duration::ZERO, ..ReactorConfig::new(CoreId(9)) };
+        let config =
+            ReactorConfig { pin: false, spin_window: Duration::ZERO, ..ReactorConfig::new(CoreId(9)) };
         Self(spawn_thread(config).unwrap())
     }
 
