@@ -97,7 +97,7 @@ impl FileDevice {
                 incarnation: probe::incarnation(found.identity),
                 geometry: geometry(&found),
                 capabilities: capabilities(&found),
-                features: Features::new(discard),
+                features: Features::new(discard, found.direct),
                 blocks: AtomicU64::new(found.size_bytes / u64::from(found.block_bytes)),
                 is_device: found.is_device,
                 direct: found.direct,

@@ -37,9 +37,11 @@ pub(super) struct Features {
 }
 
 impl Features {
-    pub(super) fn new(discard: bool) -> Self {
+    /// `direct`: I/O bypasses the page cache. Through it, a failed `RWF_DSYNC` write would also report, and so hide from
+    /// the next sync, that earlier writes were lost; only a sync may take that error, because it faults the device.
+    pub(super) fn new(discard: bool, direct: bool) -> Self {
         Self {
-            dsync: AtomicBool::new(true),
+            dsync: AtomicBool::new(direct),
             zero_range: AtomicBool::new(true),
             punch_hole: AtomicBool::new(true),
             discard,
@@ -82,6 +84,15 @@ pub(super) enum Access {
     Exclusive,
 }
 
+/// What the current operation relies on. Asked when it fails, because others may have found out meanwhile.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Tried {
+    Nothing,
+    Dsync,
+    PunchHole,
+    ZeroRange,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Step {
     Read,
@@ -104,6 +115,7 @@ pub(super) struct Task {
     fua: bool,
     deallocate: bool,
     tries: u16,
+    tried: Tried,
     /// What is left of the current transfer: `iov[at..]`.
     iov: Vec<libc::iovec>,
     at: usize,
@@ -126,6 +138,7 @@ impl Task {
             fua: false,
             deallocate: false,
             tries: 0,
+            tried: Tried::Nothing,
             iov: Vec::new(),
             at: 0,
             expected: Vec::new(),
@@ -206,6 +219,7 @@ impl Task {
     /// The next operation.
     pub(super) fn op(&mut self, features: &Features) -> Op {
         let on = |feature: &AtomicBool| feature.load(Ordering::Relaxed);
+        self.tried = Tried::Nothing;
         match self.step {
             Step::Sync => Op::Sync,
             Step::Zero => {
@@ -215,6 +229,7 @@ impl Task {
                     self.step = Step::WriteZeroes;
                     return self.op(features);
                 }
+                self.tried = if punch { Tried::PunchHole } else { Tried::ZeroRange };
                 let mode = how | libc::FALLOC_FL_KEEP_SIZE;
                 Op::Allocate { mode, offset_bytes: self.offset_bytes, len_bytes: self.left_bytes }
             }
@@ -234,15 +249,19 @@ impl Task {
         }
     }
 
-    fn transfer(&self, features: &Features) -> Op {
+    fn transfer(&mut self, features: &Features) -> Op {
         let write = matches!(self.step, Step::Write | Step::WriteZeroes);
+        let dsync = write && self.fua && features.dsync.load(Ordering::Relaxed);
+        if dsync {
+            self.tried = Tried::Dsync;
+        }
         let rest = &self.iov[self.at..];
         Op::Transfer {
             write,
             iov: rest.as_ptr(),
             count: rest.len() as u32,
             offset_bytes: self.offset_bytes,
-            dsync: write && self.fua && features.dsync.load(Ordering::Relaxed),
+            dsync,
         }
     }
 
@@ -341,21 +360,19 @@ impl Task {
             return Next::Again;
         }
         let unsupported = matches!(errno, libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENOTTY);
+        let feature = match self.tried {
+            Tried::Nothing => None,
+            Tried::Dsync => Some(&features.dsync),
+            Tried::PunchHole => Some(&features.punch_hole),
+            Tried::ZeroRange => Some(&features.zero_range),
+        };
+        if let Some(feature) = feature.filter(|_| unsupported) {
+            feature.store(false, Ordering::Relaxed);
+            return Next::Again;
+        }
         match self.step {
-            Step::Zero if unsupported => {
-                let punched =
-                    self.deallocate && !features.discard && features.punch_hole.load(Ordering::Relaxed);
-                let feature = if punched { &features.punch_hole } else { &features.zero_range };
-                feature.store(false, Ordering::Relaxed);
-                Next::Again
-            }
             // Advice that cannot be taken is no error.
             Step::Unmap if unsupported => Next::Done(IoStatus::SUCCESS),
-            Step::Write | Step::WriteZeroes
-                if unsupported && self.fua && features.dsync.swap(false, Ordering::Relaxed) =>
-            {
-                Next::Again
-            }
             Step::Sync => {
                 features.flush_failed.store(true, Ordering::Release);
                 Next::Done(IoStatus::WRITE_FAULT)

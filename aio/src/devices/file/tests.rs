@@ -18,7 +18,12 @@ struct Play {
 
 impl Play {
     fn new() -> Self {
-        Self { task: Task::new(), features: Features::new(false), zeroes: vec![0; 1 << 20] }
+        Self { task: Task::new(), features: Features::new(false, true), zeroes: vec![0; 1 << 20] }
+    }
+
+    /// Of a file without direct I/O.
+    fn buffered() -> Self {
+        Self { features: Features::new(false, false), ..Self::new() }
     }
 
     fn begin(&mut self, io: &Io<'_>) -> Next {
@@ -55,6 +60,55 @@ fn entry(data: &mut [u8]) -> SgEntry {
 }
 
 const DONE: Next = Next::Done(IoStatus::SUCCESS);
+
+/// Bug: when two FUA writes were under way and the file did not know `RWF_DSYNC`, only the first to fail was tried in
+/// the other way; the second was answered with an error. Likewise two Write Zeroes, of which the second failure was
+/// taken for one of the way that was not tried yet.
+#[test]
+fn what_is_not_supported_fails_nobody_who_tried_it_at_the_same_time() {
+    let mut data = vec![0; 512];
+    let list = [entry(&mut data)];
+    let mut first = Play::new();
+    let mut second = Task::new();
+    let zeroes = NonNull::new(first.zeroes.as_mut_ptr()).unwrap();
+    let fua = Io::write(Lba(1), BlockCount(1), &list).with_flags(IoFlags::FUA);
+    first.begin(&fua);
+    second.begin(&fua, Token(2), BLOCK, zeroes);
+    assert_eq!(first.op(), ("write", 512, 512, true));
+    assert!(matches!(second.op(&first.features), Op::Transfer { dsync: true, .. }));
+    assert_eq!(first.result(-libc::EOPNOTSUPP), Next::Again);
+    assert_eq!(second.result(-libc::EOPNOTSUPP, &first.features), Next::Again);
+    assert!(matches!(second.op(&first.features), Op::Transfer { dsync: false, .. }));
+    // Tried without it, the failure is an answer.
+    assert!(matches!(second.result(-libc::EOPNOTSUPP, &first.features), Next::Done(s) if !s.is_success()));
+
+    let zero = Io::new(Opcode::WriteZeroes, Lba(1), BlockCount(1)).with_flags(IoFlags::DEALLOCATE);
+    first.begin(&zero);
+    second.begin(&zero, Token(2), BLOCK, zeroes);
+    assert_eq!(first.op().0, "punch");
+    assert!(matches!(second.op(&first.features), Op::Allocate { .. }));
+    assert_eq!(first.result(-libc::EOPNOTSUPP), Next::Again);
+    assert_eq!(second.result(-libc::EOPNOTSUPP, &first.features), Next::Again);
+    assert_eq!(first.op().0, "zero");
+}
+
+/// Bug: through the page cache, a write with `RWF_DSYNC` reports, and so uses up, the errors of everything that the
+/// kernel could not write back before. It failed as any write may, and the next Flush was called good although
+/// completed writes were lost. Only an explicit sync, whose failure faults the device, may take such an error.
+#[test]
+fn forced_writes_through_the_page_cache_end_with_a_sync() {
+    let mut data = vec![0; 512];
+    let list = [entry(&mut data)];
+    let mut play = Play::buffered();
+    play.begin(&Io::write(Lba(1), BlockCount(1), &list).with_flags(IoFlags::FUA));
+    assert_eq!(play.op(), ("write", 512, 512, false));
+    assert_eq!(play.result(512), Next::Again);
+    assert_eq!(play.op().0, "sync");
+    assert_eq!(play.result(-libc::EIO), Next::Done(IoStatus::WRITE_FAULT));
+    play.begin(&Io::flush());
+    assert_eq!(play.op().0, "sync");
+    assert_eq!(play.result(0), Next::Done(IoStatus::WRITE_FAULT), "no flush is believed any more");
+}
 
 #[test]
 fn short_transfers_go_on_in_the_middle_of_an_entry() {
@@ -167,7 +221,7 @@ fn unmap_takes_every_range_and_no_for_an_answer() {
     assert_eq!(play.result(0), Next::Again);
     assert_eq!(play.op(), ("punch", 3584, 512, false));
     assert_eq!(play.result(-libc::EOPNOTSUPP), DONE);
-    play.features = Features::new(true);
+    play.features = Features::new(true, true);
     play.begin(&Io::unmap(&ranges[..1]));
     assert_eq!(play.op(), ("discard", 512, 1024, false));
     assert_eq!(play.result(-libc::EIO), Next::Done(IoStatus::WRITE_FAULT));
