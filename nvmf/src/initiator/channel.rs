@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use aio::check::{CLOSED, validate};
 use aio::reactor::Core;
-use aio::{Busy, Cancel, Completion, Io, IoChannel, IoFlags, Lent, Opcode, Sleep, Token};
+use aio::{Busy, Cancel, Capabilities, Completion, Io, IoChannel, IoFlags, Lent, Opcode, Sleep, Token};
 use nvme::{Cqe, Qid, Status};
 
 use super::device::Shared;
@@ -163,7 +163,10 @@ impl Channel {
 
 impl IoChannel for Channel {
     unsafe fn submit(&mut self, io: &Io<'_>, token: Token) -> Result<(), Busy> {
-        let commands = if io.opcode == Opcode::CompareAndWrite { 2 } else { 1 };
+        // Without the capability it is refused, which needs no room: a queue of one entry never has room for two.
+        let pair = io.opcode == Opcode::CompareAndWrite
+            && self.limits.capabilities.contains(Capabilities::COMPARE_AND_WRITE);
+        let commands = if pair { 2 } else { 1 };
         if self.queue.room() < commands && self.queue.fault().is_none() {
             self.refused = true;
             return Err(Busy);

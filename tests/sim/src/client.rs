@@ -141,6 +141,12 @@ impl Client {
         self.in_flight.len()
     }
 
+    /// What waits for what, for reports.
+    pub fn describe(&self) -> String {
+        let ops: Vec<_> = self.in_flight.values().map(|op| (op.opcode, op.lba, op.blocks)).collect();
+        format!("{} not taken of {} in flight: {ops:?}", self.waiting.len(), self.in_flight.len())
+    }
+
     /// What finished since the last call.
     pub fn take_finished(&mut self) -> Vec<Finished> {
         std::mem::take(&mut self.finished)

@@ -20,7 +20,9 @@ pub mod net;
 pub mod rng;
 pub mod scenarios;
 pub mod seeds;
+pub mod target;
 pub mod trace;
+pub mod workload;
 pub mod world;
 
 pub use clock::SimClock;

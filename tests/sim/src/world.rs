@@ -19,7 +19,7 @@ use crate::seeds::{Outcome, Violation};
 use crate::trace::Trace;
 
 /// Turns without any progress of time after which a run counts as spinning for ever.
-const MAX_TURNS_AT_ONE_INSTANT: u32 = 100_000;
+const MAX_TURNS_AT_ONE_INSTANT: u32 = 20_000;
 
 /// One simulated world.
 pub struct World {
@@ -50,12 +50,17 @@ impl World {
 
     /// A core of the host with address `ip`. Hosts may have several.
     pub fn add_core(&mut self, ip: IpAddr) -> Core {
+        self.add_core_with(ip, PoolsConfig::default())
+    }
+
+    /// The same with buffers of one's own choice.
+    pub fn add_core_with(&mut self, ip: IpAddr, pools: PoolsConfig) -> Core {
         let config = ReactorConfig {
             pin: false,
             spin_window: Duration::ZERO,
             engine: EngineChoice::None,
             memory: self.memory.clone(),
-            pools: PoolsConfig::default(),
+            pools,
             ..ReactorConfig::new(CoreId(self.reactors.len() as u32))
         };
         let reactor = Reactor::with_parts(config, self.clock.clone(), self.net.host(ip))
@@ -78,16 +83,19 @@ impl World {
         self.rng.shuffle(&mut order);
         // A core may call itself idle after it moved bytes that completed nothing; its peer has something to do.
         let events = self.trace.events();
-        let mut busy = false;
+        let mut busy = None;
         for i in order {
-            busy |= self.reactors[i].turn() == Turn::Busy;
+            if self.reactors[i].turn() == Turn::Busy {
+                busy = Some(i);
+            }
         }
-        busy |= self.trace.events() != events;
+        let moved = self.trace.events() != events;
         self.turns_at_this_instant += 1;
-        if busy && self.turns_at_this_instant < MAX_TURNS_AT_ONE_INSTANT {
+        if busy.is_some() || moved {
+            let spinning = self.turns_at_this_instant >= MAX_TURNS_AT_ONE_INSTANT;
+            assert!(!spinning, "core {busy:?} is busy for ever without time going on, bytes move: {moved}");
             return true;
         }
-        assert!(!busy, "the cores are busy for ever without time going on");
         let Some(next) = self.next_event() else { return false };
         if next > self.clock.now() {
             self.turns_at_this_instant = 0;
@@ -164,6 +172,11 @@ impl World {
                 self.clock.advance_to(end);
             }
         }
+    }
+
+    /// The virtual time.
+    pub fn clock_now(&self) -> Instant {
+        self.clock.now()
     }
 
     /// A violation with the last events.

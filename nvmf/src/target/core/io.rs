@@ -175,9 +175,12 @@ impl Conn {
                 return Attempt::Later;
             }
             // With a digest the bytes would have to be copied at once anyhow, and what is longer than a buffer
-            // could not be spilled.
-            let lend =
-                lends && !self.engine.agreed().data_digest && command.len_bytes <= core.pools.max_bytes();
+            // could not be spilled. Without a buffer to spill into the answer would be taken back and the read
+            // repeated, turn after turn, so the command waits for one instead.
+            let lend = lends
+                && !self.engine.agreed().data_digest
+                && command.len_bytes <= core.pools.max_bytes()
+                && core.ensure_spill();
             if lend && self.slots[id].buffer.is_none() {
                 flags |= IoFlags::MAY_LEND;
             } else if self.slots[id].buffer.is_none() {

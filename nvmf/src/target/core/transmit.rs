@@ -146,6 +146,10 @@ impl Conn {
             }
             self.backlogged = sent < offered;
             if self.backlogged {
+                // At once, not at the end of the turn: by then another connection may have used the spill buffer.
+                if self.unstable > 0 {
+                    self.spill(core);
+                }
                 return;
             }
         }
@@ -240,7 +244,7 @@ unsafe fn bytes_of<'a>(entry: SgEntry) -> &'a [u8] {
 
 impl CoreState {
     /// Makes sure that there is a buffer for the rest of any one answer.
-    fn ensure_spill(&mut self) -> bool {
+    pub(super) fn ensure_spill(&mut self) -> bool {
         if self.spill.is_none() {
             // In one piece: longer reads are not lent.
             let len_bytes = self.target.config().max_io_bytes.min(self.pools.max_bytes());

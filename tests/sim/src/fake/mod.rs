@@ -137,6 +137,7 @@ pub struct FakeTarget {
     disk: Rc<RefCell<Vec<u8>>>,
     trick: Trick,
     seed: u64,
+    forgiving: bool,
 }
 
 impl FakeTarget {
@@ -153,9 +154,15 @@ impl FakeTarget {
             disk: Rc::new(RefCell::new(vec![0; BLOCKS as usize * 512])),
             trick,
             seed,
+            forgiving: false,
         }));
         core.add_poller(target.clone());
         Ok(target)
+    }
+
+    /// What is malformed was damaged on the way: it ends its connection, not the test.
+    pub fn forgive(&mut self) {
+        self.forgiving = true;
     }
 
     /// The namespace's bytes.
@@ -169,11 +176,21 @@ impl Poller for FakeTarget {
         let mut work = 0;
         while let Ok(Some(stream)) = self.listener.accept() {
             self.seed = self.seed.wrapping_add(1);
-            self.conns.push(Conn::new(stream, self.trick, self.disk.clone(), self.seed));
+            self.conns.push(Conn::new(stream, self.trick, self.disk.clone(), self.seed, self.forgiving));
             work += 1;
         }
-        for conn in &mut self.conns {
+        let mut newest = None;
+        for (i, conn) in self.conns.iter_mut().enumerate() {
             work += usize::from(conn.poll());
+            if conn.take_new_association() {
+                newest = Some(i);
+            }
+        }
+        if let Some(newest) = newest {
+            // One host, one association: commands of the old one must not be executed any more.
+            let keep = self.conns.swap_remove(newest);
+            self.conns.clear();
+            self.conns.push(keep);
         }
         self.conns.retain(|c| !c.is_closed());
         work

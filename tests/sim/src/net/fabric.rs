@@ -511,6 +511,10 @@ impl Fabric {
         self.config = config;
     }
 
+    pub(super) fn config_mut(&mut self) -> &mut NetConfig {
+        &mut self.config
+    }
+
     pub(super) fn open_connections(&self) -> usize {
         self.live.len()
     }

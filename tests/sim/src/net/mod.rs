@@ -81,6 +81,11 @@ impl SimNet {
         self.fabric.borrow_mut().set_config(config);
     }
 
+    /// Changes single settings from now on.
+    pub fn adjust(&self, change: impl FnOnce(&mut NetConfig)) {
+        change(self.fabric.borrow_mut().config_mut());
+    }
+
     /// Connections of which at least one end is open.
     pub fn open_connections(&self) -> usize {
         self.fabric.borrow().open_connections()

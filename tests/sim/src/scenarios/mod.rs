@@ -1,8 +1,9 @@
 //! What is simulated. Each scenario is one file; [`ALL`] is what the command line knows.
 
 pub mod bytes;
+pub mod fabric;
 
 use crate::seeds::Scenario;
 
 /// Every scenario.
-pub const ALL: &[&Scenario] = &[&bytes::SCENARIO];
+pub const ALL: &[&Scenario] = &[&bytes::SCENARIO, &fabric::INITIATOR, &fabric::NVMF];
