@@ -465,7 +465,7 @@ fn discovery_log() {
     assert_eq!(page.len(), 3 * 1024);
     assert_eq!((page[0], page[8], page[16]), (9, 2, 0));
     let entry = &page[1024..2048];
-    assert_eq!(entry[..10], [3, 1, 2, 6, 1, 0, 0xff, 0xff, 128, 0]);
+    assert_eq!(entry[..10], [3, 1, 2, 4, 1, 0, 0xff, 0xff, 128, 0]);
     assert_eq!(entry[32..64], *b"8420                            ");
     assert_eq!(entry[512..523], *b"192.0.2.1  ");
     assert_eq!(page[2049], 2);

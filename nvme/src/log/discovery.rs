@@ -122,7 +122,8 @@ impl DiscoveryEntry {
             trtype: TransportType::TCP,
             adrfam,
             subtype,
-            treq: TransportRequirements::NO_SECURE_CHANNEL | TransportRequirements::NO_SQ_FLOW_CONTROL,
+            // Bits 1:0 stay 00b, "not specified": hosts take "not required" as an invitation to begin with TLS.
+            treq: TransportRequirements::NO_SQ_FLOW_CONTROL,
             portid: portid.into(),
             cntlid: Cntlid::DYNAMIC.0.into(),
             asqsz: 128.into(),

@@ -423,9 +423,10 @@ impl Controller {
 
     fn property_get(&self, get: &PropertySqe) -> Result<u64, Status> {
         let property = get.property();
-        // A reserved property reads as zero in PCIe; over fabrics the offset has to be one that exists.
+        // Over fabrics the offset has to be one that exists. Without Do Not Retry: tools that walk over all offsets
+        // compare the whole status with Invalid Field, and stop at anything else.
         if property.len_bytes().is_none() || property.len_bytes() != get.len_bytes() {
-            return Err(Status::INVALID_FIELD);
+            return Err(Status::INVALID_FIELD.without_dnr());
         }
         let state = self.lock();
         Ok(match property {
