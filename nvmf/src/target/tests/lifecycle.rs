@@ -25,8 +25,9 @@ fn properties_say_what_hosts_need() {
 fn bad_properties_are_refused() {
     let bench = Bench::new();
     let admin = granted(bench.admin_of(NQN, HOST));
-    let refused =
-        |sqe: PropertySqe| command(&admin, &sqe.to_sqe()).is_err_and(|status| status.is(Status::INVALID_FIELD));
+    let refused = |sqe: PropertySqe| {
+        command(&admin, &sqe.to_sqe()).is_err_and(|status| status.is(Status::INVALID_FIELD))
+    };
     assert!(refused(PropertySqe::get(PropertyOffset::AQA)));
     assert!(refused(PropertySqe::get(PropertyOffset::new(0xfff))));
     assert!(refused(PropertySqe { attrib: 0, ..PropertySqe::get(PropertyOffset::CAP) }), "4 of 8 bytes");
