@@ -135,6 +135,38 @@ fn panics_stay_where_they_happen() {
 }
 
 #[test]
+fn reactors_share_a_thread_in_a_simulation() {
+    let (mut a, _) = simulated();
+    let (mut b, clock) = simulated();
+    let to_b = b.core().handle();
+    let task = a.core().spawn(async move {
+        let answer = to_b.call(async || {
+            let core = Core::current().unwrap();
+            core.sleep(Duration::from_nanos(3)).await;
+            core.now()
+        });
+        answer.await
+    });
+    // Neither runs the other's work.
+    for _ in 0..3 {
+        assert!(Core::current().is_none());
+        a.turn();
+    }
+    assert_eq!(b.core().live_tasks(), 0);
+    while b.turn() == Turn::Busy {}
+    clock.advance(Duration::from_nanos(3));
+    while b.turn() == Turn::Busy {}
+    assert!(!task.is_finished());
+    assert_eq!(a.turn(), Turn::Busy, "woken by the other");
+    assert_eq!(block_on(task), Ok(Ok(Instant::from_ns(3))));
+    b.enter(|| {
+        let outer = Core::current().unwrap().now();
+        a.turn();
+        assert_eq!(Core::current().unwrap().now(), outer, "a turn within puts the outer core back");
+    });
+}
+
+#[test]
 fn join_and_abort() {
     let (mut r, clock) = simulated();
     let core = r.core();
