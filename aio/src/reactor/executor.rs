@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use super::core::{CoreInner, with_current};
+use super::drop_contained;
 use super::handle::Shared;
 
 /// Names a task: slot and how often the slot was used before.
@@ -73,6 +74,8 @@ pub(super) struct Executor {
     slots: RefCell<Vec<Slot>>,
     free: RefCell<Vec<u32>>,
     ready: RefCell<VecDeque<TaskKey>>,
+    /// Panics in drops of futures, since the last run.
+    panics: Cell<usize>,
 }
 
 impl Executor {
@@ -131,7 +134,7 @@ impl Executor {
                 }
             }
         }
-        (ran, panicked)
+        (ran, panicked + self.panics.take())
     }
 
     fn take(&self, key: TaskKey) -> Option<Task> {
@@ -160,7 +163,7 @@ impl Executor {
             self.free.borrow_mut().push(key.index);
         }
         // Outside the borrow: what the future owned may spawn, wake or abort when dropped.
-        drop(task);
+        self.panics.set(self.panics.get() + drop_contained(task));
     }
 
     fn abort(&self, key: TaskKey) {

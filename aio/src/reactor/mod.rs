@@ -355,7 +355,7 @@ impl Reactor {
             let (gone, stay) =
                 std::mem::take(&mut self.pollers).into_iter().partition(|p| p.borrow().finished());
             self.pollers = stay;
-            drop::<Vec<SharedPoller>>(gone);
+            did.panics += Vec::into_iter(gone).map(drop_contained::<SharedPoller>).sum::<usize>();
         }
         work
     }
@@ -399,11 +399,15 @@ impl Reactor {
                 }
             }));
             if caught.is_err() {
-                did.panics += 1;
-                drop(self.pollers.remove(at));
+                did.panics += 1 + drop_contained(self.pollers.remove(at));
             }
         }
     }
+}
+
+/// Drops `what`; returns how many panics that took.
+fn drop_contained<T>(what: T) -> usize {
+    usize::from(catch_unwind(AssertUnwindSafe(|| drop(what))).is_err())
 }
 
 impl Drop for Reactor {
@@ -415,8 +419,15 @@ impl Drop for Reactor {
         inner.shared.mailbox().close();
         self.jobs.clear();
         self.pollers.clear();
-        inner.executor.clear();
-        inner.new_pollers.take().clear();
+        loop {
+            inner.executor.clear();
+            let new = inner.new_pollers.take();
+            if new.is_empty() {
+                break;
+            }
+            // Their drops may spawn.
+            drop(new);
+        }
         inner.timers.clear();
         inner.engine.close();
     }

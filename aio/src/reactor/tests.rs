@@ -453,3 +453,89 @@ fn helper_threads_are_not_pinned_to_the_core_that_starts_them() {
     handle.stop();
     handle.join();
 }
+
+/// Panics when it is dropped.
+struct Sore;
+
+impl Drop for Sore {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "as asked");
+    }
+}
+
+struct SorePoller {
+    panics: bool,
+    finished: bool,
+    _sore: Sore,
+}
+
+impl Poller for SorePoller {
+    fn poll(&mut self, _now: Instant) -> usize {
+        assert!(!self.panics, "as asked");
+        0
+    }
+    fn kick(&mut self) {}
+    fn prepare_sleep(&mut self, _now: Instant) -> Sleep {
+        Sleep::Armed
+    }
+    fn finished(&self) -> bool {
+        self.finished
+    }
+}
+
+/// Bug: a panic in the drop of what had ended (a finished poller, one that had panicked, an aborted task, a future
+/// that was done) was not contained and took the whole core along.
+#[test]
+fn panics_of_what_is_dropped_stay_there_too() {
+    let (mut r, _) = simulated();
+    let core = r.core();
+    for (panics, finished) in [(true, false), (false, true)] {
+        core.add_poller(Rc::new(RefCell::new(SorePoller { panics, finished, _sore: Sore })));
+    }
+    let sore = Sore;
+    let own: Rc<RefCell<Option<JoinHandle<()>>>> = Rc::default();
+    let own2 = own.clone();
+    *own.borrow_mut() = Some(core.spawn(async move {
+        let _sore = sore;
+        own2.borrow().as_ref().unwrap().abort();
+        std::future::pending().await
+    }));
+    let good = core.spawn(async { 1 });
+    r.turn();
+    r.turn();
+    assert_eq!(core.stats().panics, 4, "one poller did it twice");
+    assert_eq!(core.live_tasks(), 0);
+    assert_eq!(block_on(good), Ok(1));
+}
+
+/// Bug: what pollers spawned while the ending reactor dropped them was never dropped: it kept its core alive, and the
+/// core kept it.
+#[test]
+fn an_ending_reactor_drops_what_the_drops_spawn() {
+    struct Spawns(Core, Option<Rc<()>>);
+    impl Drop for Spawns {
+        fn drop(&mut self) {
+            let (core, mark) = (self.0.clone(), self.1.take());
+            drop(self.0.spawn(async move {
+                std::future::pending::<()>().await;
+                drop((core, mark));
+            }));
+        }
+    }
+    impl Poller for Spawns {
+        fn poll(&mut self, _now: Instant) -> usize {
+            0
+        }
+        fn kick(&mut self) {}
+        fn prepare_sleep(&mut self, _now: Instant) -> Sleep {
+            Sleep::Armed
+        }
+    }
+    let (r, _) = simulated();
+    let mark = Rc::new(());
+    let core = r.core();
+    core.add_poller(Rc::new(RefCell::new(Spawns(core.clone(), Some(mark.clone())))));
+    drop(core);
+    drop(r);
+    assert_eq!(Rc::strong_count(&mark), 1);
+}
