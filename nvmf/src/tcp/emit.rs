@@ -54,9 +54,16 @@ pub fn command(tx: &mut TxQueue, agreed: &Agreed, sqe: &Sqe, data_bytes: u32) {
     head(tx, agreed, CapsuleCmd { header, sqe: *sqe }.wire(), pdo);
 }
 
-/// Controller: a response capsule, complete.
+/// Controller: a response capsule, complete. It is never taken back.
 #[inline]
 pub fn response(tx: &mut TxQueue, agreed: &Agreed, cqe: Cqe, tag: TxTag) {
+    head(tx, agreed, CapsuleResp::new(cqe, agreed.header_digest).wire(), 0);
+    tx.finish_short(tag);
+}
+
+/// Controller: the response capsule behind a C2HData, with which it may be taken back.
+#[inline]
+pub fn response_after_data(tx: &mut TxQueue, agreed: &Agreed, cqe: Cqe, tag: TxTag) {
     head(tx, agreed, CapsuleResp::new(cqe, agreed.header_digest).wire(), 0);
     tx.finish(tag);
 }

@@ -495,6 +495,39 @@ mod queue {
     }
 
     #[test]
+    fn short_pdus_share_an_entry() {
+        let data = [9u8; 4];
+        let mut q = TxQueue::new(400, 8, 8);
+        let mut expect = Vec::new();
+        for tag in 0..8u32 {
+            q.header(&[tag as u8; 5]);
+            expect.extend([tag as u8; 5]);
+            if tag == 4 {
+                q.data(entry(&data));
+                expect.extend(data);
+                q.finish(TxTag(tag));
+            } else {
+                q.finish_short(TxTag(tag));
+            }
+        }
+        assert_eq!(q.unsent_entries(), 4, "0-3, the two of 4, 5-7");
+        assert_eq!(sent(&q), expect);
+        q.advance(7);
+        assert_eq!(q.pop_sent(), Some(TxTag(0)));
+        assert_eq!((q.pop_sent(), q.partly_sent()), (None, Some(TxTag(1))));
+        q.header(&[8; 5]);
+        q.finish_short(TxTag(8));
+        expect.extend([8; 5]);
+        q.take_back(|tag| tag.0 == 4);
+        expect.drain(20..29);
+        assert_eq!(sent(&q), expect[7..]);
+        q.advance(expect.len() - 7);
+        let tags: Vec<_> = core::iter::from_fn(|| q.pop_sent()).map(|t| t.0).collect();
+        assert_eq!(tags, [1, 2, 3, 5, 6, 7, 8]);
+        assert!(q.is_empty());
+    }
+
+    #[test]
     fn everything_taken_back_leaves_an_empty_queue() {
         let mut q = TxQueue::new(16 + 4 + MAX_PIECE_BYTES, 2, 2);
         for round in 0..100 {

@@ -37,6 +37,8 @@ struct TxPdu {
     ring_end: u64,
     /// Number of its first entry, counted like [`TxQueue::base`].
     first_seg: u64,
+    /// It is one header piece and never taken back, so the next such PDU may share its entry.
+    merges: bool,
 }
 
 /// See the module's documentation.
@@ -154,12 +156,44 @@ impl TxQueue {
     /// Closes the PDU.
     #[inline]
     pub fn finish(&mut self, tag: TxTag) {
+        self.close(tag, self.open_seg, false);
+    }
+
+    /// Closes a PDU that is nothing but one [`Self::header`], and that is never taken back. Such PDUs share one
+    /// entry when they lie beside each other: a turn's responses are one piece for the socket.
+    #[inline]
+    pub fn finish_short(&mut self, tag: TxTag) {
+        debug_assert_eq!(self.open_seg + 1, self.base + self.segs.len() as u64);
+        let mut first_seg = self.open_seg;
+        if let [.., before, last] = self.segs[self.seg_at..]
+            && let Some(pdu) = self.pdus.last().filter(|pdu| pdu.merges)
+            && before.ptr.addr().get() + before.len_bytes as usize == last.ptr.addr().get()
+        {
+            first_seg = pdu.first_seg;
+            let both = SgEntry { len_bytes: before.len_bytes + last.len_bytes, ..before };
+            let both = self.within_ring(both);
+            self.segs.truncate(self.segs.len() - 2);
+            self.segs.push(both);
+        }
+        self.close(tag, first_seg, true);
+    }
+
+    /// The same bytes with a pointer that may reach all of them.
+    fn within_ring(&self, entry: SgEntry) -> SgEntry {
+        let at = entry.ptr.addr().get() - self.ring.as_ptr().addr();
+        let cells = &self.ring[at..at + entry.len_bytes as usize];
+        SgEntry { ptr: NonNull::from(cells).cast(), ..entry }
+    }
+
+    #[inline]
+    fn close(&mut self, tag: TxTag, first_seg: u64, merges: bool) {
         self.pdus.push(TxPdu {
             tag,
             start: self.open_start,
             end: self.queued,
             ring_end: self.ring_tail,
-            first_seg: self.open_seg,
+            first_seg,
+            merges,
         });
         self.open_seg = self.base + self.segs.len() as u64;
         self.open_start = self.queued;

@@ -91,7 +91,7 @@ impl Conn {
         } else {
             self.tx.finish(TxTag(tag.0 | DATA_TAG));
             let cqe = self.cqe(cid, Status::SUCCESS, result);
-            emit::response(&mut self.tx, &agreed, cqe, tag);
+            emit::response_after_data(&mut self.tx, &agreed, cqe, tag);
         }
         self.queued(core);
     }
