@@ -6,6 +6,7 @@
 //! turn all connections of a core live in the same few warm cache lines.
 //!
 //! Needs `unsafe` to look at the received bytes while devices read other (or the same) bytes of the chunk.
+#![allow(unsafe_code)]
 
 use core::ptr::NonNull;
 

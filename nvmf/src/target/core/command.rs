@@ -262,10 +262,8 @@ impl Conn {
         let slot = &mut self.slots[id];
         slot.buffer = buffer;
         slot.go(Step::AwaitData);
+        slot.data_since = core.now;
         self.awaiting_data += 1;
-        if self.awaiting_data == 1 {
-            self.last_rx = core.now;
-        }
         self.send_r2ts(id, core);
         true
     }

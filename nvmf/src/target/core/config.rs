@@ -12,7 +12,7 @@ pub struct Timeouts {
     pub connect: Duration,
     /// Without a byte received while a PDU has begun and is not complete.
     pub pdu: Duration,
-    /// Without a byte received while R2Ts are unanswered.
+    /// For the next data PDU of a command whose R2Ts are unanswered.
     pub data: Duration,
     /// Without a byte taken by the socket while something waits to be sent.
     pub send: Duration,

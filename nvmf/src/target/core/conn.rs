@@ -417,7 +417,11 @@ impl Conn {
         // With a stash it is us who keep the peer waiting.
         let midway = open && !self.engine.is_between_pdus() && self.stash.is_none();
         watch(midway, self.last_rx, t.pdu);
-        watch(open && self.awaiting_data > 0 && self.stash.is_none(), self.last_rx, t.data);
+        if open && self.awaiting_data > 0 && self.stash.is_none() {
+            let asked = self.slots.in_use().filter(|(_, s)| s.state() == State::Data && s.wants_data);
+            let oldest = asked.map(|(_, s)| s.data_since).min();
+            watch(oldest.is_some(), oldest.unwrap_or_default(), t.data);
+        }
         watch(open && !self.tx.is_empty(), self.last_tx, t.send);
         watch(self.phase == Phase::Parting, self.parted, t.linger);
         if expired {

@@ -1,6 +1,7 @@
 //! Commands and devices: submission, the line of those that wait, completion, abort.
 //!
 //! Needs `unsafe` to submit: a slot keeps the memory that it names (pool buffer, held chunk) until the completion.
+#![allow(unsafe_code)]
 
 use aio::{Completion, Io, IoFlags, Opcode, SgEntry};
 use nvme::Status;

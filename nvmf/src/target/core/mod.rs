@@ -73,12 +73,14 @@ const MIN_WINDOW_BYTES: u32 = 64 << 10;
 
 /// What all connections of a core share.
 struct CoreState {
+    /// First, so that channels are dropped, and with that let go of memory, before chunks and buffers are: also when
+    /// a core ends with I/O in flight.
+    spaces: Spaces,
     config: CoreConfig,
     target: Target,
     inbox: Arc<CoreInbox>,
     pools: DmaPools,
     chunks: RxChunks,
-    spaces: Spaces,
     /// The turn's clock reading.
     now: Instant,
     /// A buffer for the rest of an answer that the socket took in part.
@@ -105,6 +107,7 @@ impl CoreState {
 
 /// One core's share of a target. Lives on its core; the control side reaches it through its [`CoreInbox`].
 pub struct TargetCore {
+    /// Before the connections, whose buffers its channels may use.
     state: CoreState,
     network: Rc<dyn Network>,
     listeners: Vec<(ListenerId, Box<dyn Listener>)>,

@@ -1,8 +1,9 @@
 //! Receiving: at most one receive per connection and turn, and what the bytes mean.
 //!
 //! Needs `unsafe` to receive into chunks and into the buffers of commands whose data is arriving.
+#![allow(unsafe_code)]
 
-use aio::SgEntry;
+use aio::{Instant, SgEntry};
 use nvme::Status;
 use nvme::tcp::PduError;
 
@@ -152,7 +153,7 @@ impl Conn {
         match event {
             Event::Command(sqe, data) => self.command(&sqe, data, received, core),
             Event::H2cData { cccid, span, data } => {
-                if let Err(error) = self.h2c_data(cccid, span) {
+                if let Err(error) = self.h2c_data(cccid, span, core.now) {
                     return self.fail(error, core);
                 }
                 if let Some(bytes) = data.here {
@@ -176,7 +177,7 @@ impl Conn {
     }
 
     /// Checks an H2CData PDU, and prepares to take its data.
-    fn h2c_data(&mut self, cccid: u16, span: DataSpan) -> Result<(), PduError> {
+    fn h2c_data(&mut self, cccid: u16, span: DataSpan, now: Instant) -> Result<(), PduError> {
         let index = span.ttag & TTAG_SLOT_MASK;
         let slot = self.slots.get_used(index).filter(|s| s.state() == State::Data && s.wants_data);
         let slot = slot.ok_or(PduError::TTAG)?;
@@ -184,6 +185,7 @@ impl Conn {
             return Err(PduError::CCCID);
         }
         slot.inbound.accept(span)?;
+        slot.data_since = now;
         self.fill = Some(Fill { slot: SlotId(index), start: span.offset_bytes, at: span.offset_bytes });
         Ok(())
     }

@@ -145,6 +145,8 @@ pub(super) struct Slot {
     pub(super) inbound: Inbound,
     /// The turn in which the command arrived.
     pub(super) since: Instant,
+    /// The turn in which its R2Ts were sent, or data for it began to arrive.
+    pub(super) data_since: Instant,
 }
 
 impl Slot {
@@ -168,6 +170,7 @@ impl Slot {
             buffer: Buffer::None,
             inbound: Inbound::default(),
             since: Instant::default(),
+            data_since: Instant::default(),
         }
     }
 

@@ -5,6 +5,7 @@
 //! again later, and the rest of the one that has begun is copied.
 //!
 //! Needs `unsafe` to send from memory that slots and devices hold, and to copy out of it.
+#![allow(unsafe_code)]
 
 use aio::{Lba, SgEntry};
 use nvme::{Cid, Cqe, Nsid, Status};

@@ -131,6 +131,23 @@ fn stalled_peers_are_dropped() {
 }
 
 #[test]
+fn other_traffic_does_not_excuse_unanswered_r2ts() {
+    let mut rig = Rig::new(DISK);
+    let (_, io) = rig.login(Local::host(), false, 1);
+    rig.hosts[io].stall_data = true;
+    rig.hosts[io].send(rw(NvmOpcode::WRITE, 3, 1, 0, 8), &[1; 4096], false, 0);
+    for _ in 0..40 {
+        if rig.hosts[io].closed {
+            return;
+        }
+        rig.hosts[io].send(rw(NvmOpcode::READ, 4, 1, 0, 8), &[], false, 4096);
+        rig.pass(Duration::from_secs(1));
+        rig.hosts[io].done.remove(&4);
+    }
+    panic!("a host keeps a buffer for ever");
+}
+
+#[test]
 fn events_and_aborts() {
     let gate = Gate::new(1, 1, true);
     let mut rig =

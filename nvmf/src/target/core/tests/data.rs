@@ -1,4 +1,5 @@
 //! Data goes through unharmed, in every way there is.
+#![allow(unsafe_code)]
 
 use nvme::nvm::{Dsm, DsmFlags, DsmRange};
 use nvme::{Cid, Nsid, NvmOpcode, Status};

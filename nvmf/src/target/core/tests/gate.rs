@@ -1,4 +1,5 @@
 //! A device that completes nothing before it is told to.
+#![allow(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};

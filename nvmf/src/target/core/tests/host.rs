@@ -1,4 +1,5 @@
 //! A host for tests: speaks the protocol through the engine, keeps everything that it is told.
+#![allow(unsafe_code)]
 
 use std::collections::HashMap;
 

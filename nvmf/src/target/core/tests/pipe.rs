@@ -1,4 +1,5 @@
 //! A byte stream in memory, with a bounded buffer each way.
+#![allow(unsafe_code)]
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
