@@ -23,7 +23,7 @@ use crate::exports::share;
 use crate::node::{VERSION, escape};
 use crate::perf::stamp::Stamp;
 use crate::perf::{Job, Pattern, Summary, Watch, run};
-use crate::registry;
+use crate::registry::{self, RemoteWishes};
 use crate::serve::args::DEFAULT_NVMF_PORT;
 use crate::serve::run::Signals;
 use crate::serve::{Daemon, Setup};
@@ -162,6 +162,7 @@ fn setup(port: u16, disk: &Path) -> anyhow::Result<Setup> {
         // Of no use to anybody here, and must not get in the way of a daemon that runs already.
         grpc: loopback(0),
         nvmf: loopback(port),
+        nvmf_port_flag: "--port",
         metrics: None,
         cores: vec![cores()?.0],
         pin: true,
@@ -218,7 +219,7 @@ impl Demo {
     async fn measure_on(&self, host: &CoreHandle, out: &mut dyn Write) -> anyhow::Result<bool> {
         let text = self.daemon.engine().node().export_uri(&self.nqn());
         let uri: DeviceUri = text.parse()?;
-        let device = registry::open(&uri, host, None).await?.device;
+        let device = registry::open(&uri, host, &RemoteWishes::default()).await?.device;
         writeln!(out, "Connected to it with our own initiator, over TCP. Now some I/O, 4 KiB each:")?;
         let mut runs = vec![("random reads, 32 at a time", Pattern::RandRead, 32, false)];
         if self.is_ours {

@@ -18,7 +18,7 @@ use crate::desired::{Desired, Device, Namespace, Subsystem};
 use crate::error::EngineError;
 use crate::exports::{self, Exported, Exports};
 use crate::node::Node;
-use crate::registry::{self, Entry, Opened, Origin, Registry};
+use crate::registry::{self, Entry, Opened, Origin, Registry, RemoteWishes};
 use crate::serve::target_cores;
 use crate::state::StateDir;
 
@@ -125,6 +125,13 @@ impl Engine {
         let _change = self.change.lock().await;
         let mut failures = Vec::new();
         for device in desired.devices {
+            let name = device.uri.parse::<DeviceUri>().map(|u| u.name()).unwrap_or_default();
+            if self.registry.find(&name).is_some_and(|e| e.origin == Origin::Config) {
+                failures.push(format!(
+                    "device {name} is in the configuration and in the state folder: the former counts"
+                ));
+                continue;
+            }
             if let Err(e) = self.open(&device.uri, origin).await {
                 failures.push(e.to_string());
                 if origin == Origin::Request {
@@ -157,10 +164,7 @@ impl Engine {
             };
             let name = entry.device.name().to_owned();
             info!(%name, uri = %entry.uri, "device created");
-            self.unopened
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .retain(|d| d.uri.parse::<DeviceUri>().is_ok_and(|u| u.name() != name));
+            self.forget_unopened(&name);
             for failure in self.exports.device_appeared(&name, &self.registry).await {
                 warn!(%name, "the device is there, but cannot be exported again: {failure}");
             }
@@ -197,8 +201,8 @@ impl Engine {
         if self.registry.find(&uri.name()).is_some() {
             return Err(EngineError::DeviceExists(uri.name()));
         }
-        let Opened { device, remote } =
-            registry::open(&uri, &self.cores[0], Some(&self.node.hostnqn)).await?;
+        let wishes = RemoteWishes { hostnqn: Some(&self.node.hostnqn), queue_depth: None };
+        let Opened { device, remote } = registry::open(&uri, &self.cores[0], &wishes).await?;
         let uri = registry::with_uuid(text, &uri, device.uuid());
         let entry = Entry { device, remote, uri, origin };
         self.registry.insert(entry.clone())?;
@@ -211,6 +215,10 @@ impl Engine {
             let _change = self.change.lock().await;
             let uri: DeviceUri = text.parse()?;
             let name = uri.name();
+            if self.registry.find(&name).is_none() && self.forget_unopened(&name) {
+                info!(%name, "device forgotten, which could not be opened");
+                return self.save().await;
+            }
             let entry = self.registry.get(&name)?;
             check_uuid(&entry, &uri)?;
             if let Some(nqn) = self.exports.uses(&name) {
@@ -233,7 +241,7 @@ impl Engine {
         detached(async move {
             let _change = self.change.lock().await;
             let entry = self.registry.get(&name)?;
-            if self.exports.share_of(&name).is_some() {
+            if self.exports.asked_share_of(&name).is_some() {
                 return Err(EngineError::AlreadyShared(name));
             }
             let desired = exports::share(&name, hosts.into_iter().collect());
@@ -249,7 +257,8 @@ impl Engine {
     pub async fn unshare_device(self: Arc<Self>, name: String) -> Result<(), EngineError> {
         detached(async move {
             let _change = self.change.lock().await;
-            let Some(nqn) = self.exports.share_of(&name) else { return Ok(()) };
+            // One that waits for its device as well: else it would be back with it.
+            let Some(nqn) = self.exports.asked_share_of(&name) else { return Ok(()) };
             self.exports.destroy(&nqn).await?;
             info!(%name, "device unshared");
             self.save().await
@@ -373,6 +382,14 @@ impl Engine {
             self.exports.find(&nqn)
         })
         .await
+    }
+
+    /// Forgets saved devices of this name that could not be opened; tells whether there were any.
+    fn forget_unopened(&self, name: &str) -> bool {
+        let mut unopened = self.unopened.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = unopened.len();
+        unopened.retain(|d| d.uri.parse::<DeviceUri>().is_ok_and(|u| u.name() != name));
+        unopened.len() < before
     }
 
     /// What would have to be asked for again after a restart.

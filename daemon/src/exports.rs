@@ -75,6 +75,13 @@ impl Exports {
         list.iter().find(shared).map(|e| e.desired.nqn.clone())
     }
 
+    /// The same, also while it waits for its device.
+    pub fn asked_share_of(&self, device: &str) -> Option<String> {
+        let list = self.lock();
+        let shared = |e: &&Exported| e.desired.share_of.as_deref() == Some(device);
+        list.iter().find(shared).map(|e| e.desired.nqn.clone())
+    }
+
     /// Creates a subsystem with all its namespaces, or nothing. Nothing may wait for a device.
     pub async fn create(&self, desired: Subsystem, registry: &Registry) -> Result<Exported, EngineError> {
         let nqn = desired.nqn.clone();

@@ -90,14 +90,26 @@ impl Registry {
     }
 }
 
-/// Makes the device that `uri` describes. A remote one lives on the core `home` and, unless its URI says
-/// otherwise, is connected to under the name `hostnqn`.
-pub async fn open(uri: &DeviceUri, home: &CoreHandle, hostnqn: Option<&str>) -> Result<Opened, EngineError> {
+/// How to connect to a remote device where its URI does not say it.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct RemoteWishes<'a> {
+    /// Our name.
+    pub hostnqn: Option<&'a str>,
+    /// I/Os in flight on one queue.
+    pub queue_depth: Option<u16>,
+}
+
+/// Makes the device that `uri` describes. A remote one lives on the core `home`.
+pub async fn open(
+    uri: &DeviceUri,
+    home: &CoreHandle,
+    wishes: &RemoteWishes<'_>,
+) -> Result<Opened, EngineError> {
     match uri {
         DeviceUri::Aio(_) | DeviceUri::Uring(_) | DeviceUri::Malloc(_) | DeviceUri::Null(_) => {
             Ok(Opened { device: open_local(uri.clone()).await?, remote: None })
         }
-        DeviceUri::Nvmf(uri) => open_remote(uri, home, hostnqn).await,
+        DeviceUri::Nvmf(uri) => open_remote(uri, home, wishes).await,
         // Aliases of what exists: resolved by the engine.
         DeviceUri::Bdev(_) | DeviceUri::Loopback(_) => Err(EngineError::NoDevice(uri.name())),
         DeviceUri::Pcie(_) => Err(EngineError::Scheme("pcie")),
@@ -112,15 +124,23 @@ pub struct Opened {
     pub remote: Option<Arc<NvmfDevice>>,
 }
 
-async fn open_remote(uri: &NvmfUri, home: &CoreHandle, hostnqn: Option<&str>) -> Result<Opened, EngineError> {
+async fn open_remote(
+    uri: &NvmfUri,
+    home: &CoreHandle,
+    wishes: &RemoteWishes<'_>,
+) -> Result<Opened, EngineError> {
     let name = DeviceUri::Nvmf(uri.clone()).name();
     let failed = |source| EngineError::Connect { name: name.clone(), source: Box::new(source) };
     let lookup = uri.clone();
     // The resolver blocks.
     let addr = spawn_blocking(move || resolve(&lookup)).await.map_err(|_| EngineError::ShuttingDown)?;
     let mut options = Options::from_uri(uri, addr.map_err(failed)?).map_err(failed)?;
-    if let (None, Some(Ok(nqn))) = (&uri.hostnqn, hostnqn.map(Nqn::parse)) {
+    if let (None, Some(Ok(nqn))) = (&uri.hostnqn, wishes.hostnqn.map(Nqn::parse)) {
         options.hostnqn = nqn;
+    }
+    let says_depth = uri.others.iter().any(|(key, _)| key == "queue_depth");
+    if let (false, Some(depth)) = (says_depth, wishes.queue_depth) {
+        options.queue_depth = depth;
     }
     let device = home.call(move || NvmfDevice::connect(options)).await?.map_err(failed)?;
     Ok(Opened { device: device.clone(), remote: Some(device) })

@@ -2,13 +2,15 @@
 
 use aio::reactor::CoreHandle;
 use nvmf::target::IoTotals;
-use nvmf::target::core::TargetCoreStats;
-use nvmf::target::snapshot::{NamespaceSnapshot, SubsystemSnapshot};
+use nvmf::target::core::{ConnectionInfo, TargetCoreStats};
+use nvmf::target::snapshot::{ControllerSnapshot, NamespaceSnapshot, SubsystemSnapshot};
+use rpc::mayastor::v1::NvmeControllerState;
 
 use super::text::{Kind, Page, seconds};
 use crate::engine::Engine;
 use crate::host::usage;
 use crate::node::VERSION;
+use crate::serve::target_cores;
 
 /// The whole page.
 pub(super) async fn page(engine: &Engine) -> String {
@@ -17,7 +19,7 @@ pub(super) async fn page(engine: &Engine) -> String {
     cores(&mut page, engine.cores());
     let mut shares = Vec::new();
     for core in engine.cores() {
-        if let Some(stats) = crate::serve::target_cores::stats(core).await {
+        if let Some(stats) = target_cores::stats(core).await {
             shares.push((core.id().to_string(), stats));
         }
     }
@@ -26,7 +28,12 @@ pub(super) async fn page(engine: &Engine) -> String {
     subsystem_gauges(&mut page, &subsystems);
     namespaces(&mut page, &subsystems);
     devices(&mut page, engine);
-    controllers(&mut page, &subsystems);
+    let mut queues = Vec::new();
+    for core in engine.cores() {
+        queues.extend(target_cores::connections(core).await);
+    }
+    controllers(&mut page, &subsystems, &queues);
+    remotes(&mut page, engine);
     page.finish()
 }
 
@@ -109,6 +116,13 @@ fn namespaces(page: &mut Page, subsystems: &[SubsystemSnapshot]) {
     let rows: Vec<_> =
         subsystems.iter().flat_map(|s| s.namespaces.iter().map(move |n| (labels(s, n), n.io))).collect();
     io_metrics(page, &NAMESPACE_IO, &rows);
+    let help = "Time from a command's arrival to its completion; the sum is an estimate.";
+    let mut metric = page.metric("keelson_namespace_latency_seconds", Kind::Histogram, help);
+    for s in subsystems {
+        for n in &s.namespaces {
+            metric.histogram_of_us(&with(&labels(s, n), None), &n.latency);
+        }
+    }
 }
 
 /// Names of the metrics of one kind of object.
@@ -176,13 +190,50 @@ fn devices(page: &mut Page, engine: &Engine) {
     }
 }
 
-fn controllers(page: &mut Page, subsystems: &[SubsystemSnapshot]) {
+fn controllers(page: &mut Page, subsystems: &[SubsystemSnapshot], connections: &[ConnectionInfo]) {
+    let labels = |s: &SubsystemSnapshot, c: &ControllerSnapshot| -> Labels {
+        vec![("nqn", s.nqn.clone()), ("cntlid", c.cntlid.0.to_string()), ("host", c.hostnqn.clone())]
+    };
+    let all = || subsystems.iter().flat_map(|s| s.controllers.iter().map(move |c| (s, c)));
     let help = "I/O queues of a host's controller.";
     let mut metric = page.metric("keelson_controller_io_queues", Kind::Gauge, help);
-    for s in subsystems {
-        for c in &s.controllers {
-            let cntlid = c.cntlid.0.to_string();
-            metric.sample(&[("nqn", &s.nqn), ("cntlid", &cntlid), ("host", &c.hostnqn)], c.io_queues);
+    for (s, c) in all() {
+        metric.sample(&with(&labels(s, c), None), c.io_queues);
+    }
+    let of = |s: &SubsystemSnapshot, c: &ControllerSnapshot, read: fn(&ConnectionInfo) -> u32| -> u32 {
+        let mine = connections.iter().filter(|q| q.nqn == s.nqn && q.cntlid == c.cntlid && q.qid.0 > 0);
+        mine.map(read).sum()
+    };
+    let help = "I/O commands of a host that were taken and are not answered.";
+    let mut metric = page.metric("keelson_controller_in_flight", Kind::Gauge, help);
+    for (s, c) in all() {
+        metric.sample(&with(&labels(s, c), None), of(s, c, |q| q.in_flight));
+    }
+    let help = "Places for I/O commands of a host.";
+    let mut metric = page.metric("keelson_controller_queue_entries", Kind::Gauge, help);
+    for (s, c) in all() {
+        metric.sample(&with(&labels(s, c), None), of(s, c, |q| q.entries));
+    }
+}
+
+/// Disks of other hosts that this engine uses.
+fn remotes(page: &mut Page, engine: &Engine) {
+    let remotes: Vec<_> =
+        engine.controllers().iter().map(|c| (c.name().to_owned(), c.describe(), c.stats())).collect();
+    let mut metric = page.metric("keelson_remote_up", Kind::Gauge, "Whether a remote disk is connected.");
+    for (name, remote, _) in &remotes {
+        metric.sample(&[("device", name)], u8::from(remote.state == NvmeControllerState::Running as i32));
+    }
+    let mut metric = page.metric("keelson_remote_commands_total", Kind::Counter, "I/Os of a remote disk.");
+    for (name, _, io) in &remotes {
+        for (op, n) in [("read", io.num_read_ops), ("write", io.num_write_ops), ("unmap", io.num_unmap_ops)] {
+            metric.sample(&[("device", name), ("op", op)], n);
+        }
+    }
+    let mut metric = page.metric("keelson_remote_bytes_total", Kind::Counter, "Bytes of them.");
+    for (name, _, io) in &remotes {
+        for (op, n) in [("read", io.bytes_read), ("write", io.bytes_written), ("unmap", io.bytes_unmapped)] {
+            metric.sample(&[("device", name), ("op", op)], n);
         }
     }
 }

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aio::BlockDevice;
-use aio::reactor::{CoreHandle, ReactorConfig, spawn_thread};
+use aio::reactor::{CoreHandle, ReactorConfig, allowed_cores, spawn_thread};
 use anyhow::{Context, bail};
 use clap::Args;
 use rpc::cli::{GlobalArgs, PerfCommand};
 use rpc::output::{Format, parse_size, write_json};
 
 use super::{Job, Pattern, Summary, Watch, run};
-use crate::registry;
+use crate::registry::{self, RemoteWishes};
 use crate::serve::args::CoreSet;
 
 /// How often the progress line changes.
@@ -56,9 +56,9 @@ pub struct PerfArgs {
     /// The same seed makes the same accesses
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Cores to run on, such as 1,2-4
-    #[arg(short = 'l', long, value_name = "CORES", default_value = "0", value_parser = crate::serve::args::parse_cores)]
-    cores: CoreSet,
+    /// Cores to run on, such as 1,2-4 [default: the last that this process may use; a local daemon takes the first]
+    #[arg(short = 'l', long, value_name = "CORES", value_parser = crate::serve::args::parse_cores)]
+    cores: Option<CoreSet>,
     /// Leave huge pages alone
     #[arg(long)]
     no_huge_pages: bool,
@@ -105,11 +105,13 @@ pub async fn main(globals: &GlobalArgs, args: &PerfArgs, out: &mut dyn Write) ->
     if args.no_huge_pages {
         aio::memory::Memory::init_process(aio::memory::MemoryConfig { huge_pages: false })?;
     }
-    let cores = start_cores(&args.cores)?;
+    let cores = start_cores(args.cores.as_ref())?;
+    let queue_depth = u16::try_from(job.depth).unwrap_or(u16::MAX);
+    let wishes = RemoteWishes { hostnqn: None, queue_depth: Some(queue_depth) };
     let mut devices = Vec::new();
     for text in &args.uris {
         let uri: aio::DeviceUri = text.parse()?;
-        devices.push(registry::open(&uri, &cores[0], None).await?.device);
+        devices.push(registry::open(&uri, &cores[0], &wishes).await?.device);
     }
     let summary = watch_run(globals, &devices, &cores, &job).await?;
     let clean = summary.is_clean();
@@ -128,12 +130,16 @@ pub async fn main(globals: &GlobalArgs, args: &PerfArgs, out: &mut dyn Write) ->
     Ok(clean)
 }
 
-fn start_cores(set: &CoreSet) -> anyhow::Result<Vec<CoreHandle>> {
+fn start_cores(set: Option<&CoreSet>) -> anyhow::Result<Vec<CoreHandle>> {
+    let chosen = match set {
+        Some(CoreSet(cores)) => cores.clone(),
+        None => vec![allowed_cores()?.last().copied().unwrap_or_default()],
+    };
     let start = |core| {
         spawn_thread(ReactorConfig::new(core))
             .with_context(|| format!("cannot start a reactor on core {core}"))
     };
-    set.0.iter().copied().map(start).collect()
+    chosen.into_iter().map(start).collect()
 }
 
 /// Runs the job, with a progress line on a terminal; Ctrl-C ends it early, with its result.

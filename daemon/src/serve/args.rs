@@ -39,9 +39,9 @@ pub struct ServeArgs {
     /// Cores to run reactors on, such as 1,2-4; goes before -m
     #[arg(short = 'l', value_name = "CORES", value_parser = parse_cores)]
     pub core_list: Option<CoreSet>,
-    /// The same as a hexadecimal mask
-    #[arg(short = 'm', value_name = "MASK", default_value = "0x1", value_parser = parse_core_mask)]
-    pub core_mask: CoreSet,
+    /// The same as a hexadecimal mask [default: the first core that this process may use]
+    #[arg(short = 'm', value_name = "MASK", value_parser = parse_core_mask)]
+    pub core_mask: Option<CoreSet>,
 
     /// Name of this node
     #[arg(short = 'N', value_name = "NAME", env = "HOSTNAME", default_value = "mayastor-node")]
@@ -267,9 +267,12 @@ impl ServeArgs {
         })
     }
 
-    /// The cores to use.
-    pub fn cores(&self) -> &[CoreId] {
-        &self.core_list.as_ref().unwrap_or(&self.core_mask).0
+    /// The cores to use: `allowed` are those that this process may use.
+    pub fn cores(&self, allowed: &[CoreId]) -> Vec<CoreId> {
+        match self.core_list.as_ref().or(self.core_mask.as_ref()) {
+            Some(CoreSet(cores)) => cores.clone(),
+            None => vec![allowed.first().copied().unwrap_or_default()],
+        }
     }
 
     /// How long a core spins.
@@ -330,7 +333,7 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(args.node_name, "node1");
-        assert_eq!(args.cores(), [CoreId(1), CoreId(2)]);
+        assert_eq!(args.cores(&[]), [CoreId(1), CoreId(2)]);
         assert_eq!(args.tgt_iface.as_deref(), Some("eth0"));
         assert_eq!(args.tgt_crdt, Crdt([30, 0, 0]));
         let notes = args.compat.notes();
@@ -342,8 +345,9 @@ mod tests {
 
     #[test]
     fn lists_go_before_masks() {
-        assert_eq!(parse(&["-m", "0x6"]).unwrap().cores(), [CoreId(1), CoreId(2)]);
-        assert_eq!(parse(&["-m", "0x6", "-l", "0"]).unwrap().cores(), [CoreId(0)]);
+        assert_eq!(parse(&["-m", "0x6"]).unwrap().cores(&[]), [CoreId(1), CoreId(2)]);
+        assert_eq!(parse(&["-m", "0x6", "-l", "0"]).unwrap().cores(&[]), [CoreId(0)]);
+        assert_eq!(parse(&[]).unwrap().cores(&[CoreId(3), CoreId(4)]), [CoreId(3)]);
         assert!(parse(&["-l", "x"]).is_err());
         assert!(parse(&["--tgt-crdt", "1,2"]).is_err());
         assert!(parse(&["--tgt-crdt", "101"]).is_err());

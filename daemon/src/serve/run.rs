@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aio::memory::{Memory, MemoryConfig};
-use aio::reactor::{CoreHandle, EngineChoice, EngineKind, ReactorConfig, spawn_thread};
+use aio::reactor::{CoreHandle, EngineChoice, EngineKind, ReactorConfig, allowed_cores, spawn_thread};
 use aio::{Core, CoreId};
 use anyhow::{Context, bail};
 use nvmf::target::{Target, TargetConfig};
@@ -51,6 +51,8 @@ pub struct Setup {
     pub grpc: SocketAddr,
     /// Where NVMe/TCP is served. Port 0 = any.
     pub nvmf: SocketAddr,
+    /// The flag that chooses another port for it: for messages.
+    pub nvmf_port_flag: &'static str,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
     /// One reactor each. Not empty.
@@ -93,7 +95,7 @@ impl Daemon {
         let cores = start_cores(&setup)?;
         let engine_kind = cores[0].call(|| async { current().engine() }).await?;
         let target = Target::new(setup.target);
-        let nvmf = match target_cores::start(&target, &cores, setup.nvmf).await {
+        let nvmf = match target_cores::start(&target, &cores, setup.nvmf, setup.nvmf_port_flag).await {
             Ok(addr) => addr,
             Err(e) => {
                 cores.iter().for_each(CoreHandle::stop);
@@ -240,7 +242,8 @@ impl ServeArgs {
             grpc,
             nvmf: SocketAddr::new(ip, self.nvmf_port),
             metrics: self.metrics,
-            cores: self.cores().to_vec(),
+            cores: self.cores(&allowed_cores()?),
+            nvmf_port_flag: "--nvmf-port",
             pin: true,
             spin_window: self.spin_window(),
             engine: match self.engine {

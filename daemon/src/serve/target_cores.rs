@@ -16,15 +16,20 @@ thread_local! {
 }
 
 /// Starts the target on all cores and listens on `addr`, everywhere on the same port. Returns where, with the port
-/// filled in.
-pub async fn start(target: &Target, cores: &[CoreHandle], addr: SocketAddr) -> anyhow::Result<SocketAddr> {
+/// filled in. `port_flag` is for the message when the port is taken.
+pub async fn start(
+    target: &Target,
+    cores: &[CoreHandle],
+    addr: SocketAddr,
+    port_flag: &str,
+) -> anyhow::Result<SocketAddr> {
     let mut listener = target.add_listener(addr);
     let mut local = addr;
     for (i, core) in cores.iter().enumerate() {
         let (target_for_core, wake, wanted) = (target.clone(), core.clone(), local);
         let bound =
             core.call(move || async move { start_here(target_for_core, wake, listener, wanted, i > 0) });
-        let bound = bound.await?.with_context(|| in_use(wanted))?;
+        let bound = bound.await?.with_context(|| in_use(wanted, port_flag))?;
         if i == 0 && bound != addr {
             // Discovery has to name the port that was found. The number of the listener stays the same: the lowest
             // free one.
@@ -38,10 +43,8 @@ pub async fn start(target: &Target, cores: &[CoreHandle], addr: SocketAddr) -> a
     Ok(local)
 }
 
-fn in_use(addr: SocketAddr) -> String {
-    format!(
-        "cannot serve NVMe/TCP on {addr}; is another keelson running there? --nvmf-port chooses another port"
-    )
+fn in_use(addr: SocketAddr, flag: &str) -> String {
+    format!("cannot serve NVMe/TCP on {addr}; is another keelson running there? {flag} chooses another port")
 }
 
 fn start_here(

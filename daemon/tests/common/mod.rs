@@ -11,7 +11,7 @@ use aio::{BlockDevice, CoreId, DeviceUri};
 use keelson::config;
 use keelson::desired::Desired;
 use keelson::perf::{Job, Outcome, Pattern, Watch, run};
-use keelson::registry;
+use keelson::registry::{self, RemoteWishes};
 use keelson::serve::{Daemon, Setup};
 use nvmf::target::TargetConfig;
 use rpc::mayastor::v1::{Bdev, CreateBdevRequest, ListBdevOptions};
@@ -29,6 +29,7 @@ pub fn setup() -> Setup {
         hostnqn: None,
         grpc: any_port(),
         nvmf: any_port(),
+        nvmf_port_flag: "--nvmf-port",
         metrics: None,
         cores: vec![CoreId(0)],
         pin: false,
@@ -110,7 +111,7 @@ impl Host {
 
     pub async fn connect(&self, uri: &str) -> Result<Arc<dyn BlockDevice>, String> {
         let parsed: DeviceUri = uri.parse().unwrap();
-        let opened = registry::open(&parsed, &self.0, None).await;
+        let opened = registry::open(&parsed, &self.0, &RemoteWishes::default()).await;
         opened.map(|o| o.device).map_err(|e| e.to_string())
     }
 

@@ -13,7 +13,7 @@ use super::ana::{AnaTable, ListenerId};
 use super::board::{CoreInbox, CoreMsg, SubsystemId};
 use super::config::{AllowedHosts, Listeners};
 use super::controller::{Controller, ControllerKind};
-use super::counters::{IoCounters, IoTotals};
+use super::counters::{IoCounters, IoTotals, LATENCY_BUCKETS};
 use super::ns::{NsIds, NsInfo};
 
 /// Everything behind the model's mutex.
@@ -90,6 +90,17 @@ pub(super) struct Namespace {
 }
 
 impl Namespace {
+    /// How long commands took, over all cores.
+    pub(super) fn latency(&self) -> [u64; LATENCY_BUCKETS] {
+        let mut sum = [0; LATENCY_BUCKETS];
+        for counters in &self.counters {
+            for (total, n) in sum.iter_mut().zip(counters.latency_histogram()) {
+                *total += n;
+            }
+        }
+        sum
+    }
+
     pub(super) fn totals(&self) -> IoTotals {
         let mut sum = IoTotals::default();
         for counters in &self.counters {

@@ -7,7 +7,7 @@ use nvme::{Cntlid, HostId, Nsid};
 use super::ana::{AnaState, ListenerId};
 use super::config::{AllowedHosts, Listeners};
 use super::controller::{Controller, ControllerKind, Death};
-use super::counters::IoTotals;
+use super::counters::{IoTotals, LATENCY_BUCKETS};
 use super::handle::Target;
 use super::model::{Life, Namespace, Subsystem};
 use super::ns::NsIds;
@@ -40,6 +40,8 @@ pub struct NamespaceSnapshot {
     pub active: bool,
     /// What was done since it was added.
     pub io: IoTotals,
+    /// How long commands took: see [`IoCounters::latency_histogram`](super::counters::IoCounters::latency_histogram).
+    pub latency: [u64; LATENCY_BUCKETS],
 }
 
 /// One controller.
@@ -155,6 +157,7 @@ fn namespace(ns: &Namespace) -> NamespaceSnapshot {
         ana_group: ns.info.ana_group,
         active: ns.active,
         io: ns.totals(),
+        latency: ns.latency(),
     }
 }
 

@@ -1,0 +1,297 @@
+//! The binary as people and scripts meet it: exit codes, sentences, signals, the whole demo.
+
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn keelson() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_keelson"));
+    // What the caller's environment says must not matter.
+    for name in ["MY_POD_IP", "RUST_LOG", "API_VERSION", "NVMF_TGT_IFACE", "HOSTNQN"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    keelson().args(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A port that is free now. Somebody else may take it before we do, which is unlikely on loopback.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// `keelson serve`, killed when the test fails.
+struct Served {
+    child: Child,
+    bind: String,
+    grpc_port: u16,
+    nvmf_port: u16,
+}
+
+impl Served {
+    fn start(more: &[&str]) -> Self {
+        let (grpc_port, nvmf_port) = (free_port(), free_port());
+        let mut command = keelson();
+        command.args(["serve", "-N", "test", "--no-huge-pages", "--grpc-port", &grpc_port.to_string()]);
+        command.args(["--nvmf-port", &nvmf_port.to_string()]).args(more);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let ready = lines.find(|l| l.as_ref().is_ok_and(|l| l.ends_with("is ready.")));
+        assert!(ready.is_some(), "it did not become ready");
+        Self { child, bind: format!("127.0.0.1:{grpc_port}"), grpc_port, nvmf_port }
+    }
+
+    fn ask(&self, args: &[&str]) -> Output {
+        keelson().args(["-b", &self.bind]).args(args).output().unwrap()
+    }
+
+    fn answer(&self, args: &[&str]) -> String {
+        let output = self.ask(args);
+        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// TERM; then it ends with status 0 within two seconds.
+    fn stop(mut self) {
+        let begin = Instant::now();
+        signal(&self.child, rustix::process::Signal::TERM);
+        assert_eq!(self.child.wait().unwrap().code(), Some(0));
+        assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    }
+
+    fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+        line.split_whitespace().next().unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // Fails when it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn signal(child: &Child, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+#[test]
+fn wrong_arguments_end_with_2_and_help_with_0() {
+    assert_eq!(run(&["bdev", "frobnicate"]).status.code(), Some(2));
+    assert_eq!(run(&["serve", "--no-such-flag"]).status.code(), Some(2));
+    assert_eq!(run(&["-q", "-v", "bdev", "list"]).status.code(), Some(2));
+    assert_eq!(run(&[]).status.code(), Some(2));
+    let help = run(&["--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    for want in ["keelson demo", "keelson serve", "nvme connect", "keelson perf", "Exit codes"] {
+        assert!(text(&help.stdout).contains(want), "{want}");
+    }
+    for command in ["serve", "demo", "perf", "bdev", "subsystem"] {
+        assert_eq!(run(&[command, "--help"]).status.code(), Some(0), "{command}");
+    }
+}
+
+#[test]
+fn failures_end_with_1_and_a_sentence() {
+    for (args, want) in [
+        (vec!["-b", "https://h", "bdev", "list"], "not an address"),
+        (vec!["-b", "127.0.0.1:1", "bdev", "list"], "keelson serve"),
+        (vec!["perf", "ftp:///x"], "scheme"),
+        (vec!["perf", "aio:///nonexistent"], "nonexistent"),
+        (vec!["perf", "null:///n?size_mb=1", "--bs", "1000"], "multiple"),
+        (vec!["serve", "--config", "/nonexistent.toml"], "/nonexistent.toml"),
+        (vec!["serve", "-T", "no-such-interface"], "no-such-interface"),
+    ] {
+        let output = run(&args);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
+        assert!(stderr.contains("Error: "), "{args:?}: {stderr}");
+        assert!(stderr.contains(want), "{args:?}: {stderr}");
+        assert!(!stderr.contains("panicked") && !stderr.contains("Status {"), "{stderr}");
+    }
+}
+
+#[test]
+fn a_daemon_is_used_from_the_command_line() {
+    let d = Served::start(&[]);
+    assert_eq!(d.answer(&["bdev", "list"]), "No bdevs found\n");
+    assert_eq!(d.answer(&["-q", "bdev", "list"]), "");
+    assert_eq!(
+        d.answer(&["bdev", "create", "malloc:///a?size_mb=8&uuid=5f9a3a4e-0c1b-4b7e-9d57-0b1c52f7a001"]),
+        "a\n"
+    );
+    let uri = d.answer(&["bdev", "share", "a"]);
+    assert_eq!(uri, "malloc:///a?size_mb=8&uuid=5f9a3a4e-0c1b-4b7e-9d57-0b1c52f7a001\n");
+    let share = format!("nvmf+tcp://127.0.0.1:{}/nqn.2019-05.io.openebs:a", d.nvmf_port);
+    let list = d.answer(&["-u", "i", "bdev", "list"]);
+    assert_eq!(
+        list,
+        format!(
+            "UUID                                 NUM_BLOCKS BLK_SIZE CAPACITY CLAIMED_BY     NAME {:<width$}\n\
+             5f9a3a4e-0c1b-4b7e-9d57-0b1c52f7a001 16384      512      8.00 MiB NVMe-oF Target a    {share}\n",
+            "SHARE_URI",
+            width = share.len()
+        )
+    );
+    let json: serde_json::Value = serde_json::from_str(&d.answer(&["bdev", "list", "-o", "json"])).unwrap();
+    assert_eq!(json["bdevs"][0]["share_uri"], share);
+    assert_eq!(d.ask(&["bdev", "create", "malloc:///a?size_mb=8"]).status.code(), Some(1));
+    assert_eq!(d.ask(&["bdev", "destroy", "nobody"]).status.code(), Some(1));
+
+    assert_eq!(d.answer(&["subsystem", "namespace", "list"]).lines().count(), 2);
+    assert_eq!(
+        d.answer(&["subsystem", "namespace", "resize", "a", "1", "16MiB"]),
+        "Namespace size was 8388608, now 16777216 bytes\n"
+    );
+    assert_eq!(d.answer(&["controller", "list"]), "No NVMe controllers found\n");
+    assert!(d.answer(&["perf", "resource"]).starts_with("SOFT_FAULTS "));
+    d.answer(&["device", "list", "--all"]);
+
+    let perf = keelson()
+        .args(["perf", &share, "--rw", "randrw", "--verify", "--time", "0.3", "-o", "json"])
+        .output();
+    let perf = perf.unwrap();
+    assert!(perf.status.success(), "{}", text(&perf.stderr));
+    let result: serde_json::Value = serde_json::from_slice(&perf.stdout).unwrap();
+    assert!(result["verify"]["blocks"].as_u64().unwrap() > 0);
+    assert_eq!(result["verify"]["damaged"], 0);
+
+    assert_eq!(d.answer(&["bdev", "destroy", "a"]), "a\n", "it unshares first");
+    assert_eq!(d.answer(&["bdev", "list"]), "No bdevs found\n");
+    d.stop();
+}
+
+#[test]
+fn damage_is_told_and_ends_with_1() {
+    // This device forgets everything.
+    let output = run(&["perf", "null:///n?size_mb=1", "--rw", "write", "--verify", "--time", "0.1"]);
+    assert_eq!(output.status.code(), Some(1));
+    let stdout = text(&output.stdout);
+    assert!(stdout.contains("LBA 0: no stamp, although this run wrote it"), "{stdout}");
+}
+
+#[test]
+fn a_second_daemon_says_which_port_is_taken() {
+    let d = Served::start(&[]);
+    let (grpc, nvmf) = (d.grpc_port.to_string(), d.nvmf_port.to_string());
+    let output = run(&["serve", "--grpc-port", &grpc, "--nvmf-port", &free_port().to_string()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("--grpc-port"), "{}", text(&output.stderr));
+    let output =
+        run(&["demo", "--port", &nvmf, "--dir", tempfile::tempdir().unwrap().path().to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("--port chooses another"), "{}", text(&output.stderr));
+    d.stop();
+}
+
+#[test]
+fn memory_stays_small() {
+    let d = Served::start(&[]);
+    d.answer(&["bdev", "create", "null:///n?size_mb=64"]);
+    d.answer(&["bdev", "share", "n"]);
+    let share = format!("nvmf+tcp://127.0.0.1:{}/nqn.2019-05.io.openebs:n", d.nvmf_port);
+    let args = ["perf", &share, "--rw", "randrw", "--qd", "128", "--queues", "4", "--time", "0.5"];
+    assert!(run(&args).status.success());
+    let kib = d.resident_kib();
+    assert!(kib <= 64 << 10, "{kib} KiB resident");
+    d.stop();
+}
+
+#[test]
+fn state_survives_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().to_str().unwrap();
+    let mut d = Served::start(&["--state-dir", state]);
+    d.answer(&["bdev", "create", "malloc:///a?size_mb=1"]);
+    d.answer(&[
+        "subsystem",
+        "create",
+        "s",
+        "--namespace",
+        "a",
+        "--allowed-host",
+        "nqn.2014-08.org.example:h",
+    ]);
+    d.child.kill().unwrap();
+    d.child.wait().unwrap();
+    let d = Served::start(&["--state-dir", state]);
+    let list = d.answer(&["subsystem", "list"]);
+    assert!(
+        list.contains("nqn.2019-05.io.openebs:s") && list.contains("nqn.2014-08.org.example:h"),
+        "{list}"
+    );
+    // One daemon a folder.
+    let output =
+        run(&["serve", "--state-dir", state, "--grpc-port", &free_port().to_string(), "--nvmf-port", "0"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("in use by another keelson"), "{}", text(&output.stderr));
+    d.stop();
+}
+
+#[test]
+fn the_demo_does_as_it_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let demo = |time: &str| {
+        let port = free_port().to_string();
+        let args = [
+            "demo",
+            "--port",
+            &port,
+            "--dir",
+            dir.path().to_str().unwrap(),
+            "--size",
+            "64MiB",
+            "--time",
+            time,
+        ];
+        (port.clone(), keelson().args(args).stdout(Stdio::piped()).spawn().unwrap())
+    };
+    let wait = |mut child: Child| {
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut shown = String::new();
+        for line in lines.by_ref() {
+            shown.push_str(&line.unwrap());
+            shown.push('\n');
+            if shown.contains("Serving until Ctrl-C") {
+                break;
+            }
+        }
+        signal(&child, rustix::process::Signal::INT);
+        // It writes some more, and must have somebody to read it.
+        let mut rest = String::new();
+        lines.for_each(|l| rest.push_str(&l.unwrap_or_default()));
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{shown}");
+        shown
+    };
+    let (port, child) = demo("0.2");
+    let shown = wait(child);
+    let connect = format!("nvme connect -t tcp -a 127.0.0.1 -s {port} -n nqn.2019-05.io.openebs:demo");
+    assert!(shown.contains(&connect), "{shown}");
+    assert!(shown.contains("0 damaged"), "{shown}");
+    assert!(Path::new(dir.path()).join("disk.img").exists());
+
+    // Somebody's data on the disk is left alone.
+    let disk = dir.path().join("disk.img");
+    let mut bytes = std::fs::read(&disk).unwrap();
+    bytes[1024..1030].copy_from_slice(b"my fs!");
+    std::fs::write(&disk, &bytes).unwrap();
+    let shown = wait(demo("0.1").1);
+    assert!(shown.contains("nothing was written to it"), "{shown}");
+    let mut after = Vec::new();
+    std::fs::File::open(&disk).unwrap().read_to_end(&mut after).unwrap();
+    assert!(after == bytes, "the disk changed");
+}
