@@ -201,7 +201,8 @@ check_daemon_log() {
 
 # export_disk NAME URI: makes a device and shares it under PREFIX:NAME. NAME is what the URI names it.
 export_disk() {
-    check "bdev create $1" "$KEELSON" bdev create "$2" && has "bdev share $1" "nvmf\+tcp://.*:8420/$PREFIX:$1" "$KEELSON" bdev share "$1"
+    check "bdev create $1" "$KEELSON" bdev create "$2" && check "bdev share $1" "$KEELSON" bdev share "$1" &&
+        has "bdev list says where $1 is" "nvmf\+tcp://.*:8420/$PREFIX:$1" "$KEELSON" bdev list
 }
 
 # A file system to keep disk files on: files on tmpfs have their own ideas about O_DIRECT and holes.
