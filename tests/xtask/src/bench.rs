@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: builds for release and runs `tests/bench`.
 
-use crate::process::{cargo, run as run_command, shown, target};
-use crate::report::Report;
+use crate::process::{cargo, exists, run as run_command, run_lines, shown, target};
+use crate::report::{Report, Tally};
 use anyhow::{Result, ensure};
 use std::process::Command;
 use std::time::Instant;
@@ -14,8 +14,37 @@ pub(crate) struct Args {
     rest: Vec<String>,
 }
 
+/// Instructions and allocations per I/O: figures that a busy machine does not change, so tests can gate them.
+pub(crate) fn count(report: &mut Report) -> Result<()> {
+    const NAME: &str = "instructions and allocations per I/O";
+    if !exists("valgrind") {
+        report.skip(NAME, "valgrind", "valgrind is not installed (Debian: apt-get install valgrind)");
+        return Ok(());
+    }
+    let mut build = cargo();
+    build.args(["build", "--release", "--locked", "--package", "bench"]);
+    ensure!(run_command(&mut build)?.success(), "`{}` failed", shown(&build));
+    let start = Instant::now();
+    let mut tally = Tally::default();
+    let mut other_compiler = false;
+    let status = run_lines(&mut Command::new(target().join("release/count")), |line| {
+        tally.passed += u64::from(line.ends_with("  ok"));
+        tally.failed += u64::from(line.contains("  not ok"));
+        other_compiler |= line.ends_with("instructions were not compared");
+    })?;
+    if tally.failed == 0 && (!status.success() || tally.passed == 0) {
+        tally.failed = 1;
+    }
+    report.add(NAME, tally, start.elapsed());
+    if other_compiler {
+        report.skip("instructions against the baseline", "baseline-compiler", "the baseline is of another compiler");
+    }
+    Ok(())
+}
+
 /// Builds and measures. A figure that misses its gate is a failure.
 pub(crate) fn run(report: &mut Report, args: &Args) -> Result<()> {
+    count(report)?;
     let mut build = cargo();
     build.args(["build", "--release", "--locked", "--package", "keelson", "--package", "bench"]);
     ensure!(run_command(&mut build)?.success(), "`{}` failed", shown(&build));

@@ -2,7 +2,7 @@
 
 use crate::process::{cargo, run_lines};
 use crate::report::{Report, Tally};
-use crate::{check, vm};
+use crate::{bench, check, vm};
 use anyhow::{Context, Result};
 use std::time::Instant;
 
@@ -17,6 +17,7 @@ pub(crate) const SKIPS: &str = "KEELSON_SKIPS";
 pub(crate) fn run(report: &mut Report, no_vm: bool) -> Result<()> {
     check::run(report)?;
     workspace(report)?;
+    bench::count(report)?;
     if no_vm {
         report.skip("vm", "vm", "left out by --no-vm");
         return Ok(());
