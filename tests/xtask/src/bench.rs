@@ -37,7 +37,11 @@ pub(crate) fn count(report: &mut Report) -> Result<()> {
     }
     report.add(NAME, tally, start.elapsed());
     if other_compiler {
-        report.skip("instructions against the baseline", "baseline-compiler", "the baseline is of another compiler");
+        report.skip(
+            "instructions against the baseline",
+            "baseline-compiler",
+            "the baseline is of another compiler",
+        );
     }
     Ok(())
 }
