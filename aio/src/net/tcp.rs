@@ -206,7 +206,15 @@ impl Listener for TcpListener {
             return Ok(None);
         }
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        match rustix::net::acceptfrom_with(self.watch.get_ref(), flags) {
+        let accepted = loop {
+            match rustix::net::acceptfrom_with(self.watch.get_ref(), flags) {
+                // The knock was taken back: the next one. Going away without looking on would let the core sleep
+                // over it.
+                Err(rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR) => {}
+                other => break other,
+            }
+        };
+        match accepted {
             Ok((fd, peer)) => {
                 // A connection that is gone before it was accepted has no peer address; it is not worth an error.
                 let Some(peer) = peer.and_then(|p| SocketAddr::try_from(p).ok()) else { return Ok(None) };
@@ -216,8 +224,6 @@ impl Listener for TcpListener {
                 self.nobody();
                 Ok(None)
             }
-            // The knock was taken back.
-            Err(rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR) => Ok(None),
             Err(e @ (rustix::io::Errno::MFILE | rustix::io::Errno::NFILE)) => {
                 if self.turn_away() {
                     return Err(e.into());
