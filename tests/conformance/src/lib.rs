@@ -73,11 +73,13 @@ pub struct Options {
     pub seed: u64,
     /// How many random operations the longer cases do.
     pub effort: u32,
+    /// The device's world is one thread (simulation): the cases with several threads do not apply.
+    pub one_thread: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { retains_data: true, seed: 0x6b65_656c, effort: 2000 }
+        Self { retains_data: true, seed: 0x6b65_656c, effort: 2000, one_thread: false }
     }
 }
 

@@ -56,7 +56,7 @@ impl SimTarget {
             let inbox = target.attach_core(move || handle.wake());
             let pools = core.pools().map_err(|e| fail(&e.to_string()))?;
             let poller = world.enter(core, || {
-                TargetCore::new(target.clone(), inbox, core.network(), pools, core.memory(), limits.clone())
+                TargetCore::new(target.clone(), inbox, core.network(), pools, core.memory(), *limits)
             });
             let mut poller = poller.map_err(|e| fail(&e.to_string()))?;
             // One listening socket per address: the first core takes the connections, as one core of a daemon does

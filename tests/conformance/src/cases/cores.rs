@@ -55,6 +55,9 @@ pub(super) fn two_channels(world: &World<'_>) -> bool {
 
 /// Threads work on blocks of their own at the same time; nothing gets mixed up.
 pub(super) fn own_blocks(world: &World<'_>) -> bool {
+    if world.options.one_thread {
+        return false;
+    }
     let device = world.device();
     let retains = world.options.retains_data;
     on_threads(world, &device, 4, |id, mut bench| {
@@ -81,6 +84,9 @@ pub(super) fn own_blocks(world: &World<'_>) -> bool {
 
 /// After a write completed on one thread and that was told to another, the other reads it.
 pub(super) fn hand_over(world: &World<'_>) -> bool {
+    if world.options.one_thread {
+        return false;
+    }
     if !world.options.retains_data {
         return false;
     }
@@ -104,6 +110,9 @@ pub(super) fn hand_over(world: &World<'_>) -> bool {
 
 /// Threads count up one number with Compare and Write; no step is lost.
 pub(super) fn counters(world: &World<'_>) -> bool {
+    if world.options.one_thread {
+        return false;
+    }
     if !has(world, Capabilities::COMPARE_AND_WRITE) {
         return false;
     }
@@ -133,6 +142,9 @@ pub(super) fn counters(world: &World<'_>) -> bool {
 /// A plain write that races with Compare and Write is before it (the compare fails) or after it: it is
 /// never overwritten by a step that compared the block as it was before the write.
 pub(super) fn against_writes(world: &World<'_>) -> bool {
+    if world.options.one_thread {
+        return false;
+    }
     if !has(world, Capabilities::COMPARE_AND_WRITE) {
         return false;
     }
