@@ -107,6 +107,7 @@ impl Daemon {
         let engine = Engine::new(node, cores, target, store);
         let mut failures = engine.restore(setup.declared, Origin::Config).await;
         failures.extend(engine.restore(saved, Origin::Request).await);
+        target_cores::open(engine.cores()).await;
 
         let (stop, stopped) = watch::channel(false);
         let mut servers = vec![serve_grpc(engine.clone(), grpc, stopped.clone()).await?];

@@ -15,8 +15,8 @@ thread_local! {
     static SHARE: RefCell<Option<Rc<RefCell<TargetCore>>>> = const { RefCell::new(None) };
 }
 
-/// Starts the target on all cores and listens on `addr`, everywhere on the same port. Returns where, with the port
-/// filled in. `port_flag` is for the message when the port is taken.
+/// Starts the target on all cores and listens on `addr`, everywhere on the same port; [`open`] lets hosts in. Returns
+/// where, with the port filled in. `port_flag` is for the message when the port is taken.
 pub async fn start(
     target: &Target,
     cores: &[CoreHandle],
@@ -43,6 +43,22 @@ pub async fn start(
     Ok(local)
 }
 
+/// Lets hosts in. Until then those that reconnect after a restart wait: told that their subsystem is not there, they
+/// would give up.
+pub async fn open(cores: &[CoreHandle]) {
+    for core in cores {
+        let opened = core.call(|| async {
+            SHARE.with_borrow(|share| {
+                if let Some(share) = share {
+                    share.borrow_mut().set_accepting(true);
+                }
+            });
+        });
+        // A core that is gone has no hosts to let in.
+        let _ = opened.await;
+    }
+}
+
 fn in_use(addr: SocketAddr, flag: &str) -> String {
     format!("cannot serve NVMe/TCP on {addr}; is another keelson running there? {flag} chooses another port")
 }
@@ -60,6 +76,7 @@ fn start_here(
     let config = CoreConfig::default();
     let mut share = TargetCore::new(target, inbox, core.network(), pools, core.memory(), config)?;
     let bound = if further { share.listen_shared(listener, addr)? } else { share.listen(listener, addr)? };
+    share.set_accepting(false);
     let share = Rc::new(RefCell::new(share));
     core.add_poller(share.clone());
     SHARE.set(Some(share));

@@ -117,6 +117,7 @@ pub struct TargetCore {
     completions: Vec<Completion>,
     messages: Vec<CoreMsg>,
     next_tick: Instant,
+    accepting: bool,
     stopping: bool,
 }
 
@@ -161,6 +162,7 @@ impl TargetCore {
             completions: Vec::with_capacity(COMPLETION_BATCH),
             messages: Vec::new(),
             next_tick: Instant::default(),
+            accepting: true,
             stopping: false,
         })
     }
@@ -190,6 +192,12 @@ impl TargetCore {
         local
     }
 
+    /// Whether connections are accepted. While they are not, hosts that knock wait instead of being told that a
+    /// subsystem is not there, which a host takes for final.
+    pub fn set_accepting(&mut self, accepting: bool) {
+        self.accepting = accepting;
+    }
+
     /// Stops listening; connections stay.
     pub fn unlisten(&mut self, listener: ListenerId) {
         self.listeners.retain(|(id, _)| *id != listener);
@@ -215,6 +223,9 @@ impl TargetCore {
     }
 
     fn accept(&mut self) -> usize {
+        if !self.accepting {
+            return 0;
+        }
         let mut accepted = 0;
         for i in 0..self.listeners.len() {
             while accepted < ACCEPT_BATCH {
