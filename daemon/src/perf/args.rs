@@ -160,16 +160,22 @@ async fn watch_run(
             _ = tokio::signal::ctrl_c() => watch.stop(),
             _ = tick.tick(), if show => {
                 let now = (std::time::Instant::now(), watch.sum());
-                eprint!("\r{}\x1b[K", progress_line(last, now));
+                show_line(&progress_line(last, now));
                 last = now;
             }
         }
     };
     if show {
-        eprint!("\r\x1b[K");
+        show_line("");
     }
     let names = devices.iter().map(|d| d.name().to_owned()).collect();
     Ok(Summary::new(names, job, &report))
+}
+
+/// Replaces the last line of the terminal. `eprint!` would panic when it has gone away.
+fn show_line(text: &str) {
+    let mut stderr = std::io::stderr();
+    let _ = write!(stderr, "\r{text}\x1b[K").and_then(|()| stderr.flush());
 }
 
 type Sample = (std::time::Instant, (u64, u64, u64));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use aio::memory::DmaPool;
+use aio::memory::{DmaBuf, DmaPool};
 use aio::reactor::{Core, CoreHandle};
 use aio::{BlockDevice, Lba, Poller};
 use rustix::time::{ClockId, clock_gettime};
@@ -259,7 +259,14 @@ async fn work(
         .map_err(|source| PerfError::Open { device: device.name().to_owned(), source })?;
     let depth = job.depth.clamp(1, part.units);
     let pool = DmaPool::new(core.memory(), job.io_bytes, depth)?;
-    let buffers = (0..depth).filter_map(|_| pool.alloc()).collect();
+    let mut buffers: Vec<DmaBuf> = (0..depth).filter_map(|_| pool.alloc()).collect();
+    if job.pattern.writes() && !job.verify {
+        // Zeroes would be cheaper to write than what people have on their disks.
+        let mut random = SplitMix(part.writer);
+        for word in buffers.iter_mut().flat_map(|b| b.chunks_exact_mut(8)) {
+            word.copy_from_slice(&random.number().to_le_bytes());
+        }
+    }
     let plan = Plan::new(job.pattern, job.read_percent, part.units, seed, job.verify);
     let worker = Rc::new(RefCell::new(Worker::new(channel, buffers, plan, part, progress)));
     core.add_poller(worker.clone());

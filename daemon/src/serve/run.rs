@@ -17,7 +17,7 @@ use rpc::mayastor::v1::host_rpc_server::HostRpcServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::server::TcpIncoming;
 use tracing::{info, warn};
 
 use super::args::{Engine as EngineArg, ServeArgs};
@@ -36,6 +36,12 @@ use crate::{config, log};
 
 /// How long requests that are being answered may take when the daemon ends.
 const GRPC_DRAIN: Duration = Duration::from_millis(500);
+
+/// Calls that one client may have in progress; more wait.
+const CALLS_PER_CONNECTION: usize = 64;
+
+/// How often a silent client is asked whether it is still there.
+const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// Most bytes of one request.
 const MAX_REQUEST_BYTES: usize = 4 << 20;
@@ -212,6 +218,9 @@ async fn serve_grpc(
         .build_v1()
         .context("the descriptors of the API are broken")?;
     let server = tonic::transport::Server::builder()
+        .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
+        .max_concurrent_streams(Some(CALLS_PER_CONNECTION as u32))
+        .http2_keepalive_interval(Some(KEEPALIVE))
         .add_service(health_service)
         .add_service(reflection)
         .add_service(bdev)
@@ -222,7 +231,7 @@ async fn serve_grpc(
         let _ = stopped.wait_for(|stop| *stop).await;
     };
     Ok(tokio::spawn(async move {
-        let incoming = TcpListenerStream::new(listener);
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         if let Err(e) = server.serve_with_incoming_shutdown(incoming, stop).await {
             warn!("the gRPC server ended: {}", crate::error::chain(&e));
         }
@@ -281,8 +290,8 @@ pub async fn main(args: &ServeArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         notes
             .push("--state-dir: not given, so what is created by request is gone after a restart".to_owned());
     }
-    banner::write(out, &daemon, &cores, args.no_huge_pages, &notes)?;
-    out.flush()?;
+    // A daemon does not end because nobody reads its greeting.
+    let _ = banner::write(out, &daemon, &cores, args.no_huge_pages, &notes).and_then(|()| out.flush());
     signals.recv().await;
     daemon.stop().await;
     Ok(())

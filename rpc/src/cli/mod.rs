@@ -144,7 +144,8 @@ async fn connect(globals: &GlobalArgs, printer: &Printer<'_>) -> Result<Client, 
     }
     let endpoint: Endpoint = globals.bind.parse()?;
     if printer.verbose >= 2 {
-        eprintln!("Connecting to {endpoint}");
+        // `eprintln!` would panic when nobody reads it.
+        let _ = writeln!(std::io::stderr(), "Connecting to {endpoint}");
     }
     Client::connect(&endpoint).await
 }
