@@ -7,7 +7,7 @@
 use std::sync::{Arc, Weak};
 
 use aio::device::Subscription;
-use aio::{BlockDevice, DeviceEvent};
+use aio::{BlockDevice, Capabilities, DeviceEvent};
 use nvme::{Nqn, Nsid};
 
 use super::admin::Event;
@@ -544,13 +544,15 @@ impl Subsystem {
 
 /// Refuses shapes that identify namespace cannot describe.
 fn check_device(device: &dyn BlockDevice) -> Result<(), TargetError> {
-    let geometry = device.geometry();
+    let (geometry, caps) = (device.geometry(), device.capabilities());
     let why = if !geometry.block_bytes.is_power_of_two() || !(512..=65_536).contains(&geometry.block_bytes) {
         "its block size is not a power of two between 512 and 65,536 bytes"
     } else if geometry.meta_bytes != 0 {
         "it has metadata with its blocks, which is not supported over NVMe/TCP"
     } else if geometry.max_blocks == 0 {
         "it takes no I/O of even one block"
+    } else if caps.contains(Capabilities::VOLATILE_CACHE) && !caps.contains(Capabilities::FUA) {
+        "it has a volatile cache and cannot make a single write durable (FUA), which hosts rely on"
     } else {
         return Ok(());
     };

@@ -1,6 +1,6 @@
 //! Get Log Page (NVMe Base 2.0, section 5.16).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use aio::Instant;
 use nvme::feature::Fid;
@@ -133,8 +133,8 @@ impl Controller {
                 if !subsystem.listeners.contains(id) {
                     continue;
                 }
-                let mut entry =
-                    DiscoveryEntry::tcp(subtype, &subsystem.nqn, self.seen_address(*addr), id.0 + 1);
+                let Some(addr) = self.seen_address(*addr) else { continue };
+                let mut entry = DiscoveryEntry::tcp(subtype, &subsystem.nqn, addr, id.0 + 1);
                 entry.asqsz = self.shared.config.queue_entries.into();
                 if subsystem.kind == ControllerKind::Discovery {
                     entry.eflags = EntryFlags::DUPLICATE_INFORMATION | EntryFlags::PERSISTENT_CONNECTION;
@@ -145,14 +145,15 @@ impl Controller {
         discovery::build(model.discovery_generation, &entries)
     }
 
-    /// A listener's address as this host reaches it: an unspecified one is the one that it used.
-    fn seen_address(&self, listener: SocketAddr) -> SocketAddr {
-        let local = match self.local_addr().ip() {
-            IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4),
-            v4 => v4,
-        };
-        let ip = if listener.ip().is_unspecified() { local } else { listener.ip() };
-        SocketAddr::new(ip, listener.port())
+    /// A listener's address as this host reaches it: an unspecified one is the one that it used. `None` when it
+    /// used IPv6, and this listener only knows IPv4.
+    fn seen_address(&self, listener: SocketAddr) -> Option<SocketAddr> {
+        if !listener.ip().is_unspecified() {
+            return Some(listener);
+        }
+        let local = self.local_addr().ip().to_canonical();
+        let reachable = listener.is_ipv6() || local.is_ipv4();
+        reachable.then(|| SocketAddr::new(local, listener.port()))
     }
 }
 

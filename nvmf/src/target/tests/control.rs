@@ -85,6 +85,9 @@ fn odd_devices_are_refused() {
         let refused = run(&mut bench.core, bench.target.add_namespace(NQN, NamespaceSpec::new(device)));
         assert!(matches!(refused, Err(TargetError::BadDevice { .. })), "{block_bytes}");
     }
+    let unsafe_cache = TestDevice::new(2, Capabilities::VOLATILE_CACHE);
+    let refused = run(&mut bench.core, bench.target.add_namespace(NQN, NamespaceSpec::new(unsafe_cache)));
+    assert!(matches!(refused, Err(TargetError::BadDevice { .. })), "hosts rely on FUA");
 }
 
 #[test]
@@ -253,6 +256,38 @@ fn discovery_lists_what_this_host_may_use() {
     assert!(later > generation);
     assert_eq!(found.len(), 1);
     assert!(matches!(bench.target.remove_listener(second), Err(TargetError::NoListener(1))));
+}
+
+#[test]
+fn discovery_shows_addresses_that_the_host_can_use() {
+    let bench = Bench::new();
+    bench.target.add_listener(addr("[::]:4421"));
+    bench.target.add_listener(addr("[2001:db8::5]:4422"));
+    let discover = |local: &str| {
+        let sqe = ConnectSqe::new(Qid(0), 32, 0).to_sqe();
+        let data = connect_data(nvme::nqn::DISCOVERY_NQN, HOST, Cntlid::DYNAMIC);
+        let admin = granted(bench.target.connect(&ConnectRequest {
+            sqe: &sqe,
+            data: data.wire(),
+            listener: bench.listener,
+            local: addr(local),
+            peer: addr("[2001:db8::1]:5000"),
+            inbox: &bench.core.inbox,
+            now: at(0),
+            since: at(0),
+        }));
+        enable(&admin);
+        let page = read_log(&admin, Lid::DISCOVERY, 16 * 1024);
+        let (_, entries) = discovery::parse(&page).unwrap();
+        let ours = entries.iter().filter(|e| e.nqn().unwrap().as_str() == NQN);
+        ours.map(|e| (e.adrfam.get(), format!("{} {}", e.address(), e.service()))).collect::<Vec<_>>()
+    };
+    let entry = |family: u8, text: &str| (family, text.to_owned());
+    let fixed = entry(2, "2001:db8::5 4422");
+    assert_eq!(discover("[2001:db8::5]:4421"), [entry(2, "2001:db8::5 4421"), fixed.clone()]);
+    let mapped = [entry(1, "192.0.2.1 8420"), entry(1, "192.0.2.1 4421"), fixed];
+    assert_eq!(discover("[::ffff:192.0.2.1]:4421"), mapped);
+    assert_eq!(discover("192.0.2.1:8420"), mapped);
 }
 
 #[test]

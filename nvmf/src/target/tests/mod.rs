@@ -47,6 +47,7 @@ pub(super) struct TestDevice {
 
 pub(super) const ALL_CAPS: Capabilities = Capabilities::UNMAP
     .union(Capabilities::UNMAP_ZEROES)
+    .union(Capabilities::FUA)
     .union(Capabilities::WRITE_ZEROES)
     .union(Capabilities::COMPARE)
     .union(Capabilities::COMPARE_AND_WRITE)
