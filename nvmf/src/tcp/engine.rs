@@ -252,6 +252,12 @@ impl Engine {
         matches!(self.at, At::Head) && self.staged == 0
     }
 
+    /// True when a payload was announced whose end was not reported.
+    #[inline]
+    pub fn is_in_payload(&self) -> bool {
+        matches!(self.at, At::Pad { .. } | At::Payload { .. } | At::Digest { .. })
+    }
+
     /// Controller: the most in-capsule data from now on. After initialisation it is
     /// [`ADMIN_IN_CAPSULE_BYTES`], as admin queues have it.
     pub fn set_max_in_capsule_bytes(&mut self, max_bytes: u32) {

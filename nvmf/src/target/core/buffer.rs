@@ -1,5 +1,9 @@
 //! The memory that a command's data is in.
+//!
+//! Needs `unsafe` to see aligned pages as bytes.
+#![allow(unsafe_code)]
 
+use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 
 use aio::memory::{DmaBuf, DmaPools};
@@ -22,7 +26,16 @@ pub(super) enum Buffer {
     Pools(Vec<DmaBuf>),
     /// On the heap: answers of admin commands.
     Heap(Vec<u8>),
+    /// On the heap, aligned for any device: small data that cannot wait for a pool buffer, because what would free
+    /// one may stand behind it in the stream. Few and small, see [`Buffer::pages`].
+    Pages(Box<[Page]>),
 }
+
+/// Zeroed bytes at an address that suits every device.
+#[repr(align(4096))]
+pub(super) struct Page(
+    #[expect(dead_code, reason = "its bytes are reached by pointers, see `flat`")] UnsafeCell<[u8; 4096]>,
+);
 
 impl Buffer {
     /// Room for `len_bytes` bytes, or `None` when the pools have not that much now. All or nothing: a command
@@ -40,6 +53,12 @@ impl Buffer {
             left -= part;
         }
         Some(Self::Pools(bufs))
+    }
+
+    /// Room for `len_bytes` bytes on the heap. Who calls this bounds how much of it there is.
+    #[cold]
+    pub(super) fn pages(len_bytes: u32) -> Self {
+        Self::Pages((0..len_bytes.div_ceil(4096)).map(|_| Page(UnsafeCell::new([0; 4096]))).collect())
     }
 
     /// True when there is none.
@@ -68,6 +87,14 @@ impl Buffer {
             Self::Heap(bytes) => {
                 let bytes = &bytes[offset_bytes as usize..][..len_bytes as usize];
                 out.push(SgEntry { ptr: NonNull::from(bytes).cast(), len_bytes, region: RegionId::NONE });
+            }
+            Self::Pages(pages) => {
+                let (ptr, len) = (NonNull::from(&**pages).cast(), size_of_val(&**pages) as u32);
+                out.push(part(
+                    SgEntry { ptr, len_bytes: len, region: RegionId::NONE },
+                    offset_bytes,
+                    len_bytes,
+                ));
             }
             Self::Pools(bufs) => {
                 let (mut skip, mut left) = (offset_bytes, len_bytes);
@@ -98,7 +125,10 @@ impl Buffer {
                     skip = skip.saturating_sub(buf.len());
                 }
             }
-            _ => debug_assert!(false, "only pool buffers are written to"),
+            Self::Pages(pages) => {
+                flat_mut(pages)[offset_bytes as usize..][..bytes.len()].copy_from_slice(bytes)
+            }
+            Self::None | Self::Chunk(_) | Self::Heap(_) => debug_assert!(false, "read-only"),
         }
     }
 
@@ -110,6 +140,7 @@ impl Buffer {
             Self::Chunk(held) => range(chunks.bytes(held), offset, len),
             Self::Pool(buf) => range(buf, offset, len),
             Self::Heap(bytes) => range(bytes, offset, len),
+            Self::Pages(pages) => range(flat(pages), offset, len),
             Self::Pools(bufs) => {
                 let (mut skip, mut left) = (offset, len);
                 for buf in bufs {
@@ -139,6 +170,7 @@ impl Buffer {
             Self::Chunk(held) => f(&chunks.bytes(held)[..len]),
             Self::Pool(buf) => f(&buf[..len]),
             Self::Heap(bytes) => f(&bytes[..len]),
+            Self::Pages(pages) => f(&flat(pages)[..len]),
             Self::Pools(_) => {
                 let mut all = Vec::with_capacity(len);
                 self.each(chunks, 0, len, |bytes| all.extend_from_slice(bytes));
@@ -146,6 +178,19 @@ impl Buffer {
             }
         }
     }
+}
+
+/// Pages as bytes.
+fn flat(pages: &[Page]) -> &[u8] {
+    // SAFETY: a page is 4,096 bytes without padding, and bytes need no alignment. Nobody writes to them while this is
+    // looked at: a device has them only between submission and completion.
+    unsafe { core::slice::from_raw_parts(pages.as_ptr().cast(), size_of_val(pages)) }
+}
+
+/// Pages as bytes.
+fn flat_mut(pages: &mut [Page]) -> &mut [u8] {
+    // SAFETY: as in `flat`; every byte is valid in a page.
+    unsafe { core::slice::from_raw_parts_mut(pages.as_mut_ptr().cast(), size_of_val(pages)) }
 }
 
 /// A part of one entry.
@@ -167,7 +212,8 @@ mod tests {
         let memory = Memory::new(MemoryConfig { huge_pages: false });
         let config = PoolsConfig { classes: vec![PoolClass { chunk_bytes: 4096, capacity: 3 }] };
         let pools = DmaPools::new(&memory, &config).unwrap();
-        let chunks = RxChunks::new(DmaPool::new(&memory, 4096, 1).unwrap(), 64);
+        let lifeline = DmaPool::new(&memory, 512, 1).unwrap().alloc().unwrap();
+        let chunks = RxChunks::new(DmaPool::new(&memory, 4096, 1).unwrap(), lifeline, 64);
         let mut buffer = Buffer::alloc(&pools, 10_000).unwrap();
         assert_eq!(buffer.pool_bytes(), 3 * 4096);
         assert!(Buffer::alloc(&pools, 1).is_none());

@@ -17,6 +17,9 @@ use aio::memory::{DmaBuf, DmaPool};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct ChunkId(u16);
 
+/// Stands for [`RxChunks::lifeline`].
+const LIFELINE: ChunkId = ChunkId(u16::MAX);
+
 struct Chunk {
     buf: DmaBuf,
     holds: u32,
@@ -65,18 +68,21 @@ pub(super) struct RxChunks {
     fill: u32,
     /// A window smaller than this is not worth a receive.
     min_window_bytes: u32,
+    /// Used when all chunks are held, and never held itself: what would let go of a chunk may have to be received
+    /// first.
+    lifeline: DmaBuf,
 }
 
 impl RxChunks {
-    /// Chunks from `pool`.
-    pub(super) fn new(pool: DmaPool, min_window_bytes: u32) -> Self {
+    /// Chunks from `pool`; `lifeline` is as long as a receive may be when all of them are held.
+    pub(super) fn new(pool: DmaPool, lifeline: DmaBuf, min_window_bytes: u32) -> Self {
         let min_window_bytes = min_window_bytes.min(pool.chunk_bytes());
         let table = (0..pool.capacity()).map(|_| None).collect();
-        Self { pool, table, current: None, fill: 0, min_window_bytes }
+        Self { pool, table, current: None, fill: 0, min_window_bytes, lifeline }
     }
 
-    /// Where the next receive may put up to `max_bytes` bytes; `None` when all chunks are held.
-    pub(super) fn window(&mut self, max_bytes: u32) -> Option<SgEntry> {
+    /// Where the next receive may put up to `max_bytes` bytes.
+    pub(super) fn window(&mut self, max_bytes: u32) -> SgEntry {
         if let Some(id) = self.current {
             let chunk =
                 self.table[usize::from(id.0)].as_ref().expect("invariant: the current chunk is there");
@@ -85,25 +91,29 @@ impl RxChunks {
             }
             let left = chunk.buf.len_bytes() - self.fill;
             if left >= self.min_window_bytes {
-                return Some(chunk.buf.sg(self.fill, left.min(max_bytes)));
+                return chunk.buf.sg(self.fill, left.min(max_bytes));
             }
             // Goes back to the pool with its last hold.
             self.current = None;
         }
-        let buf = self.pool.alloc()?;
+        let Some(buf) = self.pool.alloc() else {
+            return self.lifeline.sg(0, self.lifeline.len_bytes().min(max_bytes));
+        };
         let free = self.table.iter().position(Option::is_none);
         let index = free.expect("invariant: the table has a place for every chunk of the pool");
         let window = buf.sg(0, buf.len_bytes().min(max_bytes));
         self.table[index] = Some(Chunk { buf, holds: 0 });
         self.current = Some(ChunkId(index as u16));
         self.fill = 0;
-        Some(window)
+        window
     }
 
     /// Notes that a receive put `len_bytes` bytes into the last window.
     pub(super) fn commit(&mut self, window: SgEntry, len_bytes: u32) -> Received {
         debug_assert!(len_bytes <= window.len_bytes);
-        let chunk = self.current.expect("invariant: a window was given out");
+        let Some(chunk) = self.current else {
+            return Received { chunk: LIFELINE, ptr: window.ptr, len_bytes };
+        };
         // The next receive starts on a cache line of its own, and on an address that suits more devices.
         self.fill = (self.fill + len_bytes).next_multiple_of(64);
         if let Some(c) = &self.table[usize::from(chunk.0)] {
@@ -112,16 +122,19 @@ impl RxChunks {
         Received { chunk, ptr: window.ptr, len_bytes }
     }
 
-    /// Keeps `part`, which lies within `of`, as it is until [`Self::release`].
+    /// Keeps `part`, which lies within `of`, as it is until [`Self::release`]. `None` = it has to be copied now.
     #[inline]
-    pub(super) fn hold(&mut self, of: Received, part: &[u8]) -> Held {
+    pub(super) fn hold(&mut self, of: Received, part: &[u8]) -> Option<Held> {
+        if of.chunk == LIFELINE {
+            return None;
+        }
         let offset = part.as_ptr().addr() - of.ptr.as_ptr().addr();
         debug_assert!(offset + part.len() <= of.len_bytes as usize);
         let chunk = self.table[usize::from(of.chunk.0)].as_mut();
         let chunk = chunk.expect("invariant: received bytes are in a live chunk");
         chunk.holds += 1;
         let base = of.ptr.as_ptr().addr() - chunk.buf.ptr().as_ptr().addr();
-        Held { chunk: of.chunk, entry: chunk.buf.sg((base + offset) as u32, part.len() as u32) }
+        Some(Held { chunk: of.chunk, entry: chunk.buf.sg((base + offset) as u32, part.len() as u32) })
     }
 
     /// The bytes that `held` keeps.
@@ -157,25 +170,26 @@ mod tests {
 
     fn chunks(capacity: u32) -> RxChunks {
         let memory = Memory::new(MemoryConfig { huge_pages: false });
-        RxChunks::new(DmaPool::new(&memory, 4096, capacity).unwrap(), 1024)
+        let lifeline = DmaPool::new(&memory, 512, 1).unwrap().alloc().unwrap();
+        RxChunks::new(DmaPool::new(&memory, 4096, capacity).unwrap(), lifeline, 1024)
     }
 
     #[test]
     fn an_unheld_chunk_is_used_again_from_its_start() {
         let mut c = chunks(2);
-        let a = c.window(4096).unwrap();
+        let a = c.window(4096);
         c.commit(a, 100);
-        let b = c.window(4096).unwrap();
+        let b = c.window(4096);
         assert_eq!(a.ptr, b.ptr);
         let got = c.commit(b, 100);
         // SAFETY: used before the next window only.
-        let held = c.hold(got, unsafe { &got.bytes()[10..20] });
+        let held = c.hold(got, unsafe { &got.bytes()[10..20] }).unwrap();
         assert_eq!(held.entry().ptr.as_ptr().addr(), b.ptr.as_ptr().addr() + 10);
-        let d = c.window(500).unwrap();
+        let d = c.window(500);
         assert_eq!(d.ptr.as_ptr().addr(), a.ptr.as_ptr().addr() + 128);
         assert_eq!(d.len_bytes, 500);
         c.release(held);
-        assert_eq!(c.window(4096).unwrap().ptr, a.ptr);
+        assert_eq!(c.window(4096).ptr, a.ptr);
     }
 
     #[test]
@@ -183,21 +197,25 @@ mod tests {
         let mut c = chunks(2);
         let mut held = Vec::new();
         for _ in 0..2 {
-            let w = c.window(4096).unwrap();
+            let w = c.window(4096);
             let got = c.commit(w, 4096);
             // SAFETY: used before the next window only.
-            held.push(c.hold(got, unsafe { got.bytes() }));
+            held.push(c.hold(got, unsafe { got.bytes() }).unwrap());
         }
-        assert!(c.window(4096).is_none());
         assert_eq!(c.held(), 2);
+        let w = c.window(4096);
+        assert_eq!(w.len_bytes, 512, "a lifeline is left");
+        let got = c.commit(w, 100);
+        // SAFETY: used before the next window only.
+        assert!(c.hold(got, unsafe { got.bytes() }).is_none());
         c.release(held.remove(0));
-        assert!(c.window(4096).is_some());
+        assert_eq!(c.window(4096).len_bytes, 4096);
     }
 
     #[test]
     fn bytes_are_what_was_received() {
         let mut c = chunks(1);
-        let w = c.window(4096).unwrap();
+        let w = c.window(4096);
         // SAFETY: the window is writable memory of the pool.
         unsafe { core::ptr::copy_nonoverlapping(b"hello".as_ptr(), w.ptr.as_ptr(), 5) };
         let got = c.commit(w, 5);

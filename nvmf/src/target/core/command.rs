@@ -13,6 +13,7 @@ use super::CoreState;
 use super::buffer::Buffer;
 use super::chunks::Received;
 use super::conn::{Conn, Fill, Phase};
+use super::io::MAX_FUSED_BYTES;
 use super::receive::TTAG_SLOT_MASK;
 use super::slots::{SlotId, State, Step, Task};
 use crate::tcp::{Data, Inbound, emit};
@@ -157,6 +158,10 @@ impl Conn {
     #[cold]
     fn pair(&mut self, id: SlotId, command: &NvmCommand, core: &mut CoreState) -> Result<(), Status> {
         if command.fused == Fused::First {
+            let block_bytes = core.spaces.any(self.slots[id].space).info.block_bytes();
+            if command.len_bytes > MAX_FUSED_BYTES.max(block_bytes) {
+                return Err(Status::INVALID_FIELD);
+            }
             self.fused = id;
             return Ok(());
         }
@@ -224,7 +229,14 @@ impl Conn {
         }
         let bytes = &bytes[part.offset_bytes as usize..][..part.len_bytes as usize];
         if !bytes.is_empty() {
-            self.slots[id].buffer = Buffer::Chunk(core.chunks.hold(received, bytes));
+            self.slots[id].buffer = match core.chunks.hold(received, bytes) {
+                Some(held) => Buffer::Chunk(held),
+                None => {
+                    let mut buffer = self.alloc_now(core, id, part.len_bytes);
+                    buffer.write(0, bytes);
+                    buffer
+                }
+            };
         }
         self.execute(id, core);
     }
@@ -237,10 +249,7 @@ impl Conn {
         }
         self.slots[id].go(Step::AwaitData);
         self.fill = Some(Fill { slot: id, start: 0, at: 0 });
-        match self.alloc(core, part.len_bytes) {
-            Some(buffer) => self.slots[id].buffer = buffer,
-            None => self.blocked = Some(id),
-        }
+        self.slots[id].buffer = self.alloc_now(core, id, part.len_bytes);
     }
 
     /// The data of `id` comes upon our R2Ts, once there is a buffer for it.
@@ -251,14 +260,19 @@ impl Conn {
         let slot = &mut self.slots[id];
         slot.wants_data = true;
         slot.inbound = Inbound::new(slot.data_bytes);
-        if !self.waiting.is_empty() || !self.begin_r2ts(id, core) {
+        // The halves of a fused operation hold memory while they wait for each other, so they never wait for it.
+        let in_line = !self.waiting.is_empty() && !self.slots[id].is_fused();
+        if in_line || !self.begin_r2ts(id, core) {
             self.enqueue(id, core);
         }
     }
 
     /// Sends the first R2Ts of `id`; false when there is no buffer now.
     pub(super) fn begin_r2ts(&mut self, id: SlotId, core: &mut CoreState) -> bool {
-        let Some(buffer) = self.alloc(core, self.slots[id].data_bytes) else { return false };
+        let (len_bytes, fused) = (self.slots[id].data_bytes, self.slots[id].is_fused());
+        let buffer =
+            if fused { Some(self.alloc_now(core, id, len_bytes)) } else { self.alloc(core, len_bytes) };
+        let Some(buffer) = buffer else { return false };
         let slot = &mut self.slots[id];
         slot.buffer = buffer;
         slot.go(Step::AwaitData);

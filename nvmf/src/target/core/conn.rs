@@ -10,7 +10,6 @@ use super::super::board::SubsystemId;
 use super::super::controller::{Controller, QueueGrant, Tick};
 use super::CoreState;
 use super::buffer::Buffer;
-use super::chunks::Received;
 use super::cids::CidSet;
 use super::slots::{Line, SlotId, Slots, State};
 use crate::tcp::{Engine, Local, TxQueue, emit};
@@ -72,13 +71,6 @@ pub(super) struct Fill {
     pub(super) at: u32,
 }
 
-/// Received bytes that could not be looked at yet, because a buffer is missing.
-pub(super) struct Stash {
-    pub(super) bytes: super::chunks::Held,
-    pub(super) received: Received,
-    pub(super) at: usize,
-}
-
 /// One connection.
 pub(super) struct Conn {
     /// Its place in the core's table.
@@ -99,9 +91,9 @@ pub(super) struct Conn {
 
     /// Payload that is arriving in pieces.
     pub(super) fill: Option<Fill>,
-    pub(super) stash: Option<Stash>,
-    /// A command whose buffer has to be found before the stash can be looked at.
-    pub(super) blocked: Option<SlotId>,
+    /// Commands whose in-capsule data had to go to the heap. While there are any, nothing but the rest of their data
+    /// is received.
+    pub(super) overflow: u32,
     /// First half of a fused operation that waits for the second.
     pub(super) fused: SlotId,
     /// Connect that waits for an earlier association to drain.
@@ -168,8 +160,7 @@ impl Conn {
             is_admin: false,
             sq_head: 0,
             fill: None,
-            stash: None,
-            blocked: None,
+            overflow: 0,
             fused: SlotId::NONE,
             connecting: None,
             waiting: Line::EMPTY,
@@ -304,12 +295,8 @@ impl Conn {
         self.waiting = Line::EMPTY;
         self.fused = SlotId::NONE;
         self.fill = None;
-        self.blocked = None;
         self.connecting = None;
         self.awaiting_data = 0;
-        if let Some(stash) = self.stash.take() {
-            core.chunks.release(stash.bytes);
-        }
         for i in 0..self.slots.capacity() as u16 {
             let id = SlotId(i);
             match self.slots[id].state() {
@@ -376,12 +363,39 @@ impl Conn {
         Some(buffer)
     }
 
+    /// A buffer for small data of `id` that cannot wait: from the heap, when the pools are empty.
+    ///
+    /// What bounds it: in-capsule data keeps the connection from receiving more (`overflow`), and the halves of fused
+    /// operations, which may need more to be received, are at most [`MAX_FUSED_BYTES`](super::io::MAX_FUSED_BYTES).
+    pub(super) fn alloc_now(&mut self, core: &CoreState, id: SlotId, len_bytes: u32) -> Buffer {
+        if let Some(buffer) = Buffer::alloc(&core.pools, len_bytes) {
+            self.held_bytes += buffer.pool_bytes();
+            return buffer;
+        }
+        let slot = &mut self.slots[id];
+        if !slot.is_fused() {
+            slot.overflows = true;
+            self.overflow += 1;
+        }
+        Buffer::pages(len_bytes)
+    }
+
+    /// False while it waits for commands that overflowed.
+    pub(super) fn receives(&self) -> bool {
+        self.overflow == 0 || self.engine.is_in_payload()
+    }
+
     /// Gives the buffer of `id` back.
     #[inline]
     pub(super) fn free_buffer(&mut self, core: &mut CoreState, id: SlotId) {
         match core::mem::take(&mut self.slots[id].buffer) {
             Buffer::None | Buffer::Heap(_) => {}
             Buffer::Chunk(held) => core.chunks.release(held),
+            Buffer::Pages(_) => {
+                let slot = &mut self.slots[id];
+                self.overflow -= u32::from(slot.overflows);
+                slot.overflows = false;
+            }
             pool => self.held_bytes -= pool.pool_bytes(),
         }
     }
@@ -414,10 +428,10 @@ impl Conn {
         let open = matches!(self.phase, Phase::Initializing | Phase::Greeting | Phase::Serving);
         watch(self.phase == Phase::Initializing, self.opened, t.init);
         watch(self.phase == Phase::Greeting && self.connecting.is_none(), self.opened, t.init + t.connect);
-        // With a stash it is us who keep the peer waiting.
-        let midway = open && !self.engine.is_between_pdus() && self.stash.is_none();
+        // With an overflow it is us who keep the peer waiting.
+        let midway = open && !self.engine.is_between_pdus() && self.receives();
         watch(midway, self.last_rx, t.pdu);
-        if open && self.awaiting_data > 0 && self.stash.is_none() {
+        if open && self.awaiting_data > 0 && self.receives() {
             let asked = self.slots.in_use().filter(|(_, s)| s.state() == State::Data && s.wants_data);
             let oldest = asked.map(|(_, s)| s.data_since).min();
             watch(oldest.is_some(), oldest.unwrap_or_default(), t.data);
@@ -461,7 +475,7 @@ impl Conn {
         }
         self.stream.arm(!self.tx.is_empty());
         let ready = self.stream.ready();
-        let wants = (ready.readable && self.stash.is_none()) || (ready.writable && !self.tx.is_empty());
+        let wants = (ready.readable && self.receives()) || (ready.writable && !self.tx.is_empty());
         if wants { Sleep::KeepPolling } else { Sleep::Armed }
     }
 }

@@ -13,6 +13,10 @@ use super::conn::{Conn, Phase};
 use super::slots::{Line, SlotId, State, Step, Task};
 use super::spaces::SpaceRef;
 
+/// Most bytes that each half of a fused operation transfers; one block where that is more. What hosts use it for,
+/// locks and leases, is smaller.
+pub(super) const MAX_FUSED_BYTES: u32 = 4096;
+
 /// What became of an attempt to go on with a command.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Attempt {
@@ -32,9 +36,8 @@ impl Conn {
             Task::Io(_) | Task::FlushAll(_) => {
                 // First come, first served, also among those that wait; but who has a buffer never stands behind
                 // one that waits for it.
-                if !self.waiting.is_empty()
-                    && !matches!(self.slots[id].buffer, Buffer::Pool(_) | Buffer::Pools(_))
-                {
+                let unbuffered = matches!(self.slots[id].buffer, Buffer::None | Buffer::Chunk(_));
+                if unbuffered && !self.waiting.is_empty() {
                     self.retry = true;
                     return self.enqueue(id, core);
                 }
@@ -121,7 +124,7 @@ impl Conn {
         if slot.wants_data {
             return if self.begin_r2ts(id, core) { Attempt::Done } else { Attempt::Starved };
         }
-        if slot.partner != SlotId::NONE || matches!(&slot.task, Task::Io(c) if c.fused != nvm::Fused::No) {
+        if slot.is_fused() {
             return self.attempt_fused(id, core);
         }
         self.submit(id, SlotId::NONE, core)
@@ -182,7 +185,7 @@ impl Conn {
                 && !self.engine.agreed().data_digest
                 && command.len_bytes <= core.pools.max_bytes()
                 && core.ensure_spill();
-            if lend && self.slots[id].buffer.is_none() {
+            if lend && self.slots[id].buffer.is_none() && core.ensure_spill() {
                 flags |= IoFlags::MAY_LEND;
             } else if self.slots[id].buffer.is_none() {
                 let Some(buffer) = self.alloc(core, command.len_bytes) else { return Attempt::Starved };
@@ -305,7 +308,9 @@ impl Conn {
     fn move_to_pool(&mut self, id: SlotId, core: &mut CoreState) -> bool {
         let Buffer::Chunk(held) = &self.slots[id].buffer else { return true };
         let len = held.entry().len_bytes;
-        let Some(mut buffer) = self.alloc(core, len) else { return false };
+        let fused = self.slots[id].is_fused();
+        let buffer = if fused { Some(self.alloc_now(core, id, len)) } else { self.alloc(core, len) };
+        let Some(mut buffer) = buffer else { return false };
         let Buffer::Chunk(held) = core::mem::take(&mut self.slots[id].buffer) else { return true };
         buffer.write(0, core.chunks.bytes(&held));
         core.chunks.release(held);

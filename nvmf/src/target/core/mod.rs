@@ -17,8 +17,11 @@
 //! # What bounds memory
 //! Receive chunks and data buffers come from capped pools. A command takes all its buffers at once and never waits
 //! for more, so those that have them always finish. Those that find none wait in their connection's line, which the
-//! queue's depth bounds; connections take turns. One that holds a lot gets more only while as much is free. Peers
-//! that stall are dropped by [`Timeouts`].
+//! queue's depth bounds; connections take turns. One that holds a lot gets more only while as much is free. What
+//! cannot wait, because the data of others stands behind it in the stream (in-capsule data of which a part came),
+//! goes to the heap, and its connection is not read from before that is over. Fused commands, whose halves hold
+//! memory while they wait for each other, are small and never wait for it. Peers that stall are dropped by
+//! [`Timeouts`].
 //!
 //! # What bounds an association's end
 //! A connection that ends cancels what devices have and waits for it before it drops its grant, and only then a new
@@ -70,6 +73,9 @@ const ACCEPT_BATCH: usize = 16;
 
 /// Smallest room in a chunk that a receive is made into.
 const MIN_WINDOW_BYTES: u32 = 64 << 10;
+
+/// A receive when all chunks are held. Bounds what one connection can put on the heap then.
+const LIFELINE_BYTES: u32 = 8 << 10;
 
 /// What all connections of a core share.
 struct CoreState {
@@ -136,12 +142,14 @@ impl TargetCore {
         config: CoreConfig,
     ) -> Result<Self, MemoryError> {
         let chunks = DmaPool::new(memory, config.rx_chunk_bytes, config.rx_chunks)?;
+        let lifeline = DmaPool::new(memory, LIFELINE_BYTES, 1)?.alloc();
+        let lifeline = lifeline.expect("invariant: a new pool has its buffer");
         let state = CoreState {
             config,
             target,
             inbox,
             pools,
-            chunks: RxChunks::new(chunks, MIN_WINDOW_BYTES),
+            chunks: RxChunks::new(chunks, lifeline, MIN_WINDOW_BYTES),
             spaces: Spaces::default(),
             now: Instant::default(),
             spill: None,

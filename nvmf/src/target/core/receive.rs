@@ -5,28 +5,31 @@
 
 use aio::{Instant, SgEntry};
 use nvme::Status;
-use nvme::tcp::PduError;
+use nvme::tcp::{DIGEST_LEN_BYTES, PduError};
 
 use super::CoreState;
 use super::chunks::Received;
-use super::conn::{Change, Conn, Fill, Phase, Stash};
+use super::conn::{Change, Conn, Fill, Phase};
 use super::slots::{SlotId, State, Step};
 use crate::tcp::{DataSpan, Event};
 
 impl Conn {
     /// Receives once and handles what came; returns how much was done.
     pub(super) fn receive(&mut self, core: &mut CoreState) -> usize {
-        if let Some(stash) = self.stash.take() {
-            return self.resume(stash, core);
+        if !self.receives() {
+            return 0;
         }
         if self.hot == 0 && !self.stream.ready().readable {
             return 0;
         }
         let in_place = self.place_of_payload(core);
-        let max =
-            if self.awaiting_data > 0 { core.config.recv_bytes_in_transfer } else { core.config.recv_bytes };
-        // All chunks are held by writes in flight: the next turn finds one.
-        let Some(window) = core.chunks.window(max) else { return 0 };
+        let max = match (self.overflow, self.awaiting_data) {
+            (0, 0) => core.config.recv_bytes,
+            (0, _) => core.config.recv_bytes_in_transfer,
+            // Enough for the data digest.
+            _ => DIGEST_LEN_BYTES as u32,
+        };
+        let window = core.chunks.window(max);
         let mut bufs = [window; 2];
         let bufs = match in_place {
             Some(entry) => {
@@ -61,7 +64,7 @@ impl Conn {
                 if let Some(controller) = self.controller() {
                     controller.saw_traffic(core.now);
                 }
-                self.parse(received, 0, core);
+                self.parse(received, core);
                 1
             }
         }
@@ -94,7 +97,7 @@ impl Conn {
             self.stream.arm(false);
             return 0;
         }
-        let Some(window) = core.chunks.window(core.config.recv_bytes) else { return 0 };
+        let window = core.chunks.window(core.config.recv_bytes);
         // SAFETY: nothing refers to the window.
         match unsafe { self.stream.recv(&[window]) } {
             Ok(None) => 0,
@@ -106,29 +109,9 @@ impl Conn {
         }
     }
 
-    /// Goes on where a missing buffer stopped us.
-    fn resume(&mut self, stash: Stash, core: &mut CoreState) -> usize {
-        if self.blocked.is_some_and(|id| !self.unblock(id, core)) {
-            self.stash = Some(stash);
-            return 0;
-        }
-        let Stash { bytes, received, at } = stash;
-        // The hold outlasts the parsing, which may begin another one.
-        self.parse(received, at, core);
-        core.chunks.release(bytes);
-        1
-    }
-
-    /// Finds the buffer for in-capsule data that is arriving.
-    fn unblock(&mut self, id: SlotId, core: &mut CoreState) -> bool {
-        let Some(buffer) = self.alloc(core, self.slots[id].data_bytes) else { return false };
-        self.slots[id].buffer = buffer;
-        self.blocked = None;
-        true
-    }
-
-    /// Handles `received` from `at` on.
-    fn parse(&mut self, received: Received, mut at: usize, core: &mut CoreState) {
+    /// Handles what was received.
+    fn parse(&mut self, received: Received, core: &mut CoreState) {
+        let mut at = 0;
         // SAFETY: no window is taken before this returns; what is kept longer is held.
         let input = unsafe { received.bytes() };
         loop {
@@ -136,11 +119,6 @@ impl Conn {
                 Ok(Some(event)) => self.event(event, received, core),
                 Ok(None) => return,
                 Err(error) => return self.fail(error, core),
-            }
-            if self.blocked.is_some() {
-                let bytes = core.chunks.hold(received, &input[at..]);
-                self.stash = Some(Stash { bytes, received, at });
-                return;
             }
             if !matches!(self.phase, Phase::Initializing | Phase::Greeting | Phase::Serving) {
                 return;

@@ -5,7 +5,7 @@ use core::ops::{Index, IndexMut};
 use aio::{Instant, Token};
 use nvme::{Sqe, Status};
 
-use super::super::nvm::NvmCommand;
+use super::super::nvm::{Fused, NvmCommand};
 use super::buffer::Buffer;
 use super::spaces::SpaceRef;
 use crate::tcp::Inbound;
@@ -121,6 +121,8 @@ pub(super) struct Slot {
     pub(super) cid_marked: bool,
     /// The R2Ts come first.
     pub(super) wants_data: bool,
+    /// Its buffer counts as an overflow of the connection.
+    pub(super) overflows: bool,
     /// Completed by the device with memory that it lent.
     pub(super) lent: bool,
     /// That memory may change after this turn.
@@ -158,6 +160,7 @@ impl Slot {
             cid: 0,
             cid_marked: false,
             wants_data: false,
+            overflows: false,
             lent: false,
             unstable: false,
             r2ts: 0,
@@ -182,6 +185,12 @@ impl Slot {
     #[inline]
     pub(super) fn generation(&self) -> u32 {
         self.generation
+    }
+
+    /// True for the halves of a fused operation.
+    #[inline]
+    pub(super) fn is_fused(&self) -> bool {
+        matches!(&self.task, Task::Io(command) if command.fused != Fused::No)
     }
 
     /// Moves the command.

@@ -56,7 +56,7 @@ fn peers_that_stall_do_not_take_everything() {
 }
 
 #[test]
-fn in_capsule_data_in_pieces_waits_for_a_buffer() {
+fn in_capsule_data_in_pieces_overflows_once() {
     let gate = Gate::new(64, 512, false);
     let pools = PoolsConfig { classes: vec![PoolClass { chunk_bytes: 4096, capacity: 2 }] };
     let mut rig = Rig::with_device(Arc::new(gate.clone()), CoreConfig::default(), pools);
@@ -68,7 +68,7 @@ fn in_capsule_data_in_pieces_waits_for_a_buffer() {
     }
     for i in 0..10 {
         rig.turns(20);
-        assert!(gate.waiting() <= 2);
+        assert!(gate.waiting() <= 3, "two in buffers, one that overflowed");
         gate.complete(1, 0);
         assert_eq!(rig.wait(io, 10 + i).status, Status::SUCCESS);
     }

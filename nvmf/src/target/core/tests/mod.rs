@@ -10,3 +10,4 @@ mod alloc;
 mod association;
 mod data;
 mod limits;
+mod storm;
