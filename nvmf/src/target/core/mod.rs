@@ -1,7 +1,7 @@
 //! What runs on each core: the hot path from socket to device and back.
 //!
 //! # Map
-//! - [`TargetCore`] (here): the poller. Owns the core's listeners, connections and [`CoreState`], and runs a turn.
+//! - [`TargetCore`] (here): the poller. Owns the core's listeners, connections and `CoreState`, and runs a turn.
 //! - `conn`: one connection and its life; `receive`: bytes to events; `command`: a command until its data is there;
 //!   `io`: submission, the line of waiting commands, completion; `transmit`: answers and the gathered send.
 //! - `slots`: the commands of a queue; `cids`: their identifiers; `buffer`: where their data is; `chunks`: where
