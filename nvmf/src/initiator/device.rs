@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use aio::check::REMOVED;
@@ -57,6 +57,7 @@ pub(super) struct Shared {
     namespace: Namespace,
     size_blocks: AtomicU64,
     state: AtomicU8,
+    fault: OnceLock<PeerFault>,
     events: EventHub,
     queues: Mutex<Queues>,
     options: Options,
@@ -100,6 +101,7 @@ impl NvmfDevice {
             size_blocks: AtomicU64::new(namespace.size.0),
             namespace,
             state: AtomicU8::new(State::Live as u8),
+            fault: OnceLock::new(),
             events: EventHub::default(),
             queues: Mutex::new(Queues { free: (1..=granted).collect(), granted: granted.into() }),
             cntlid: controller.cntlid(),
@@ -138,6 +140,11 @@ impl NvmfDevice {
     /// The controller's identifier.
     pub fn cntlid(&self) -> Cntlid {
         self.shared.cntlid
+    }
+
+    /// Why the device faulted, if it did.
+    pub fn fault(&self) -> Option<PeerFault> {
+        self.shared.fault.get().copied()
     }
 
     /// How it was connected.
@@ -224,8 +231,10 @@ impl Shared {
     }
 
     /// The first fault ends the device. Called on any core.
-    pub(super) fn fail(&self, _fault: PeerFault) {
+    pub(super) fn fail(&self, fault: PeerFault) {
         if self.leave_live(State::Faulted) {
+            // The only place that sets it, passed once.
+            let _ = self.fault.set(fault);
             self.events.send(DeviceEvent::Faulted);
             self.end();
         }

@@ -72,7 +72,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The controller refused a command.
-    #[error("{op} was refused by {addr} with {status:?}")]
+    #[error("{op} was refused by {addr}: {}", reason(op, *status))]
     Refused {
         /// Which command.
         op: &'static str,
@@ -117,4 +117,35 @@ pub enum Error {
     /// All I/O queues that the controller grants are in use.
     #[error("{0} grants no further I/O queue: close a channel, or raise the target's queue limit")]
     NoQueue(String),
+}
+
+/// What a status means as the answer to `op`, and what helps where that is known.
+fn reason(op: &str, status: Status) -> String {
+    // Fabrics commands share their numbers with others that mean something else.
+    let fabrics = op.starts_with("Connect") || op.starts_with("Property");
+    let name = if fabrics { status.fabrics_name() } else { status.name() };
+    let advice = match status {
+        s if fabrics && s.is(Status::CONNECT_INVALID_HOST) => "; allow this host's NQN on the subsystem",
+        s if fabrics && s.is(Status::CONNECT_INVALID_PARAMETERS) => {
+            "; is the subsystem's NQN right, and does the target take queues of this size?"
+        }
+        s if fabrics && s.is(Status::CONNECT_CONTROLLER_BUSY) => "; try again later",
+        s if s.is(Status::AUTHENTICATION_REQUIRED) => ", which this initiator does not have",
+        _ => "",
+    };
+    format!("{name} (status {:#06x}){advice}", status.bits())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_named_for_their_command() {
+        let status = Status::CONNECT_INVALID_HOST;
+        let error = |op| Error::Refused { op, addr: ([10, 0, 0, 1], 8420).into(), status }.to_string();
+        assert!(error("Connect").contains("Connect Invalid Host"), "{}", error("Connect"));
+        assert!(error("Connect").contains("allow this host"), "{}", error("Connect"));
+        assert!(!error("Identify").contains("allow this host"), "{}", error("Identify"));
+    }
 }
