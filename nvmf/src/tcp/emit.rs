@@ -22,6 +22,12 @@ pub const fn answer_overhead_bytes(agreed: &Agreed) -> usize {
     head + DIGEST_LEN_BYTES + 24 + DIGEST_LEN_BYTES
 }
 
+/// The same for one command until all that it queued was sent: an answer whose data was taken back keeps its
+/// place in the [`TxQueue`], and the command may be answered without data after that.
+pub const fn command_overhead_bytes(agreed: &Agreed) -> usize {
+    answer_overhead_bytes(agreed) + 24 + DIGEST_LEN_BYTES
+}
+
 /// Queues the header bytes, their digest, and the padding up to PDO.
 #[inline]
 fn head(tx: &mut TxQueue, agreed: &Agreed, header: &[u8], pdo: usize) {

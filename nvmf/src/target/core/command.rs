@@ -59,6 +59,7 @@ impl Conn {
     /// Answers with an error, after the in-capsule data that may still be coming.
     #[cold]
     fn refuse(&mut self, id: SlotId, status: Status, data: Data<'_>, core: &mut CoreState) {
+        self.unpair(id, core);
         if data.len_bytes > 0 && data.here.is_none() {
             let slot = &mut self.slots[id];
             slot.fault = status;
@@ -195,6 +196,18 @@ impl Conn {
         }
     }
 
+    /// Takes a command that failed out of its fused operation: nothing refers to its slot any more, and the other
+    /// half fails too.
+    #[cold]
+    pub(super) fn unpair(&mut self, id: SlotId, core: &mut CoreState) {
+        if self.fused == id {
+            self.fused = SlotId::NONE;
+        }
+        if let Some(partner) = core::mem::replace(&mut self.slots[id].partner, SlotId::NONE).get() {
+            self.fail_held(partner, Status::ABORTED_FAILED_FUSED, core);
+        }
+    }
+
     /// Fails a half of a fused operation that waits for the other, or for its data.
     pub(super) fn fail_held(&mut self, id: SlotId, status: Status, core: &mut CoreState) {
         self.slots[id].partner = SlotId::NONE;
@@ -225,7 +238,7 @@ impl Conn {
             return self.begin_in_capsule(id, part, data, core);
         };
         if !data.intact {
-            return self.answer(id, Status::TRANSIENT_TRANSPORT_ERROR, 0, core);
+            return self.refuse(id, Status::TRANSIENT_TRANSPORT_ERROR, data, core);
         }
         let bytes = &bytes[part.offset_bytes as usize..][..part.len_bytes as usize];
         if !bytes.is_empty() {
@@ -305,9 +318,7 @@ impl Conn {
     pub(super) fn data_complete(&mut self, id: SlotId, core: &mut CoreState) {
         let fault = self.slots[id].fault;
         if !fault.is_success() {
-            if let Some(partner) = core::mem::replace(&mut self.slots[id].partner, SlotId::NONE).get() {
-                self.fail_held(partner, Status::ABORTED_FAILED_FUSED, core);
-            }
+            self.unpair(id, core);
             return self.answer(id, fault, 0, core);
         }
         self.execute(id, core);
@@ -364,6 +375,7 @@ impl Conn {
             AdminOutcome::Done { status, result } => self.answer(id, status, result, core),
             AdminOutcome::Data { data, result } => {
                 let len_bytes = data.len() as u32;
+                self.heap_bytes += u64::from(len_bytes);
                 self.slots[id].buffer = Buffer::Heap(data);
                 self.answer_with_data(id, len_bytes, result, core);
             }

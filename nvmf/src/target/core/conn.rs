@@ -109,6 +109,8 @@ pub(super) struct Conn {
     pub(super) dirty: bool,
     /// Pool memory that its commands have, in bytes.
     pub(super) held_bytes: u64,
+    /// Data of admin answers that were not sent, in bytes.
+    pub(super) heap_bytes: u64,
     /// Reads that are submitted or wait to be sent, in bytes.
     pub(super) window_bytes: u64,
     /// Commands whose R2Ts are unanswered.
@@ -117,6 +119,8 @@ pub(super) struct Conn {
     pub(super) unstable: u32,
     /// The socket took less than was offered, and did not report writable since.
     pub(super) backlogged: bool,
+    /// A send failed: the connection is dropped at the end of the turn, when nobody is busy with its commands.
+    pub(super) broken: bool,
     /// Our end is shut.
     pub(super) shut: bool,
 
@@ -168,10 +172,12 @@ impl Conn {
             starved: false,
             dirty: false,
             held_bytes: 0,
+            heap_bytes: 0,
             window_bytes: 0,
             awaiting_data: 0,
             unstable: 0,
             backlogged: false,
+            broken: false,
             shut: false,
             hot: core.config.hot_turns,
             opened: now,
@@ -187,7 +193,7 @@ impl Conn {
         debug_assert!(self.tx.is_empty() && self.slots.used() == 0);
         let entries = grant.entries();
         let agreed = *self.engine.agreed();
-        let header_bytes = entries as usize * emit::answer_overhead_bytes(&agreed) + EXTRA_HEADER_BYTES;
+        let header_bytes = entries as usize * emit::command_overhead_bytes(&agreed) + EXTRA_HEADER_BYTES;
         self.tx = TxQueue::new(header_bytes, 2 * entries as usize, 3 * entries as usize);
         self.slots = Slots::new(entries);
         self.cids = Some(CidSet::new());
@@ -307,11 +313,18 @@ impl Conn {
                     core.spaces.any(space).channel.cancel(token);
                 }
                 State::Sending if !all => {}
+                // The second half of a fused operation that the device has: it goes with the first.
+                State::Held if self.is_in_device(id) => {}
                 State::Held | State::Data | State::Waiting | State::Later | State::Sending => {
                     self.release(core, id);
                 }
             }
         }
+    }
+
+    /// True for the half of a fused operation whose other half names both to the device.
+    fn is_in_device(&self, id: SlotId) -> bool {
+        self.slots[id].partner.get().is_some_and(|other| self.slots[other].state() == State::InFlight)
     }
 
     /// Gives back everything that a command has, and its slot.
@@ -389,7 +402,8 @@ impl Conn {
     #[inline]
     pub(super) fn free_buffer(&mut self, core: &mut CoreState, id: SlotId) {
         match core::mem::take(&mut self.slots[id].buffer) {
-            Buffer::None | Buffer::Heap(_) => {}
+            Buffer::None => {}
+            Buffer::Heap(bytes) => self.heap_bytes -= bytes.len() as u64,
             Buffer::Chunk(held) => core.chunks.release(held),
             Buffer::Pages(_) => {
                 let slot = &mut self.slots[id];

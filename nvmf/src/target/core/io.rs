@@ -17,6 +17,9 @@ use super::spaces::SpaceRef;
 /// locks and leases, is smaller.
 pub(super) const MAX_FUSED_BYTES: u32 = 4096;
 
+/// Data of unsent admin answers from which on a connection's further admin commands wait.
+const MAX_HEAP_BYTES: u64 = 64 << 10;
+
 /// What became of an attempt to go on with a command.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Attempt {
@@ -50,6 +53,7 @@ impl Conn {
                     }
                 }
             }
+            Task::Admin(_) if self.heap_bytes >= MAX_HEAP_BYTES => self.enqueue(id, core),
             _ => self.execute_cold(id, core),
         }
     }
@@ -130,6 +134,17 @@ impl Conn {
         self.submit(id, SlotId::NONE, core)
     }
 
+    /// Goes on with an admin command that was put off because of the answers before it.
+    #[cold]
+    fn attempt_admin(&mut self, id: SlotId, core: &mut CoreState) -> Attempt {
+        if self.heap_bytes >= MAX_HEAP_BYTES {
+            return Attempt::Later;
+        }
+        self.slots[id].go(Step::Hold);
+        self.execute_cold(id, core);
+        Attempt::Done
+    }
+
     /// Submits a fused operation once both halves have their data. The first half is the device's token.
     #[cold]
     fn attempt_fused(&mut self, id: SlotId, core: &mut CoreState) -> Attempt {
@@ -137,7 +152,7 @@ impl Conn {
         let partner = self.slots[id].partner;
         if partner == SlotId::NONE || self.slots[partner].state() != State::Held {
             // The other half, or its data, or its turn in the line, is still to come; then it goes on from there.
-            self.slots[id].go(Step::Hold);
+            self.hold(id, core);
             return Attempt::Done;
         }
         if is_first {
@@ -150,9 +165,15 @@ impl Conn {
             if attempt == Attempt::Starved {
                 self.starve(core);
             }
-            self.slots[id].go(Step::Hold);
+            self.hold(id, core);
         }
         Attempt::Done
+    }
+
+    /// Keeps a half of a fused operation, for as long as the host likes: not in a chunk, if there is a buffer.
+    fn hold(&mut self, id: SlotId, core: &mut CoreState) {
+        self.slots[id].go(Step::Hold);
+        self.move_to_pool(id, core);
     }
 
     /// Offers `id` to its device; `second` is the write of a Compare and Write.
@@ -160,7 +181,9 @@ impl Conn {
     fn submit(&mut self, id: SlotId, second: SlotId, core: &mut CoreState) -> Attempt {
         let slot = &self.slots[id];
         let at = slot.space;
-        let (Task::Io(command) | Task::FlushAll(command)) = &slot.task else { return Attempt::Done };
+        let (Task::Io(command) | Task::FlushAll(command)) = &slot.task else {
+            return self.attempt_admin(id, core);
+        };
         let command = *command;
         let Some(space) = core.spaces.get(at) else {
             self.answer_pair(id, second, Status::INVALID_NAMESPACE, core);
@@ -354,6 +377,9 @@ impl Conn {
         }
         if self.phase != Phase::Serving {
             // The connection is ending: nobody hears of this completion.
+            if let Some(partner) = slot.partner.get() {
+                self.release(core, partner);
+            }
             return self.release(core, id);
         }
         if command.op == NvmOp::Read && c.status.is_success() {
@@ -402,6 +428,7 @@ impl Conn {
         let Some((id, state)) = found else { return false };
         match state {
             State::Waiting if self.slots[id].partner == SlotId::NONE => {
+                self.unpair(id, core);
                 self.slots.remove(&mut self.waiting, id);
                 self.answer(id, Status::ABORT_REQUESTED, 0, core);
                 true

@@ -345,7 +345,8 @@ impl TargetCore {
             }
             let went_on = conn.pump(&mut self.state);
             done += went_on;
-            if went_on == 0 && conn.starved {
+            // One that has buffers already gets more when it gave some back, or when there are plenty; others go on.
+            if went_on == 0 && conn.starved && conn.held_bytes == 0 {
                 // Still first in line.
                 self.state.starved.pop_back();
                 self.state.starved.push_front(index);

@@ -133,15 +133,21 @@ impl Conn {
             // the tags come back below. Lent memory may change during the call, which is said to be so.
             let sent = match unsafe { self.stream.send(bufs) } {
                 Ok(sent) => sent.unwrap_or(0),
-                Err(_) => return self.drop_link(core),
+                Err(_) => {
+                    (self.broken, self.backlogged) = (true, true);
+                    return;
+                }
             };
             if sent > 0 {
                 self.last_tx = core.now;
                 core.stats.bytes_sent += sent as u64;
                 self.tx.advance(sent);
                 while let Some(tag) = self.tx.pop_sent() {
-                    if tag != TxTag::NONE && tag.0 & DATA_TAG == 0 {
-                        self.release(core, slot_of(tag));
+                    match tag {
+                        TxTag::NONE => {}
+                        // Only the response is left, which is not taken back: the data would come twice.
+                        TxTag(t) if t & DATA_TAG != 0 => self.give_back_lent(core, slot_of(tag)),
+                        _ => self.release(core, slot_of(tag)),
                     }
                 }
             }
@@ -166,8 +172,11 @@ impl Conn {
         if matches!(self.phase, Phase::Draining | Phase::Gone) || self.tx.is_empty() {
             return;
         }
-        if !self.backlogged || self.stream.ready().writable {
+        if !self.broken && (!self.backlogged || self.stream.ready().writable) {
             self.send(core);
+        }
+        if self.broken {
+            return self.drop_link(core);
         }
         if self.backlogged {
             self.stream.arm(true);

@@ -4,6 +4,7 @@
 use nvme::nvm::{Dsm, DsmFlags, DsmRange};
 use nvme::{Cid, Nsid, NvmOpcode, Status};
 
+use super::gate::Gate;
 use super::host::rw;
 use super::rig::Rig;
 use crate::target::core::CoreConfig;
@@ -239,4 +240,103 @@ mod fused {
             assert_eq!(rig.wait(io, 7).status, Status::INVALID_FIELD);
         }
     }
+
+    /// Bug: a first half that was refused was still remembered as the one that waits. The next command, in the
+    /// same slot, was answered twice, and the slot freed twice.
+    #[test]
+    fn a_refused_first_half_is_forgotten() {
+        for (opcode, fuse) in [(NvmOpcode::READ, Fuse::NORMAL), (NvmOpcode::WRITE, Fuse::SECOND)] {
+            let mut rig = Rig::new(DISK);
+            let (_, io) = rig.login(Local::host(), false, 1);
+            let data = vec![0u8; 4096];
+            // In-capsule data of the wrong length.
+            let h = &mut rig.hosts[io];
+            h.send_as(half(NvmOpcode::COMPARE, 3, Fuse::FIRST, 8), &data[..512], 4096);
+            assert_eq!(rig.wait(io, 3).status, Status::DATA_SGL_LENGTH_INVALID);
+            let writes = opcode == NvmOpcode::WRITE;
+            let (data, reads) = if writes { (&data[..], 0) } else { (&[][..], 4096) };
+            rig.hosts[io].send(half(opcode, 4, fuse, 8), data, true, reads);
+            let expect = if writes { Status::ABORTED_MISSING_FUSED } else { Status::SUCCESS };
+            assert_eq!(rig.wait(io, 4).status, expect);
+        }
+    }
+
+    /// Bug: a second half that was refused left the first one without an answer, and paired with whatever command
+    /// had its slot next.
+    #[test]
+    fn a_refused_second_half_fails_the_first() {
+        let mut rig = Rig::new(DISK);
+        let (_, io) = rig.login(Local::host(), false, 1);
+        let data = vec![0u8; 4096];
+        for _ in 0..3 {
+            rig.hosts[io].send(half(NvmOpcode::COMPARE, 3, Fuse::FIRST, 8), &data, true, 0);
+            rig.hosts[io].send_as(half(NvmOpcode::WRITE, 4, Fuse::SECOND, 8), &data[..512], 4096);
+            assert_eq!(rig.wait(io, 3).status, Status::ABORTED_FAILED_FUSED);
+            assert_eq!(rig.wait(io, 4).status, Status::DATA_SGL_LENGTH_INVALID);
+        }
+        assert_eq!(rig.core.state.chunks.held(), 0);
+    }
+
+    /// Bug: a send that failed while one half was being answered dropped the connection at once, and then the other
+    /// half, whose slot was gone, was answered too.
+    #[test]
+    fn a_connection_that_breaks_between_two_answers() {
+        for (opcode, fuse) in [(NvmOpcode::READ, Fuse::NORMAL), (NvmOpcode::WRITE, Fuse::SECOND)] {
+            for slba in [8, 16] {
+                let config = CoreConfig { send_bytes: 1, ..CoreConfig::default() };
+                let mut rig = Rig::with(DISK, config, Default::default());
+                let (_, io) = rig.login(Local::host(), false, 1);
+                let data = vec![0u8; 4096];
+                rig.hosts[io].send(half(NvmOpcode::COMPARE, 3, Fuse::FIRST, 8), &data, true, 0);
+                let writes = opcode == NvmOpcode::WRITE;
+                let (data, reads) = if writes { (&data[..], 0) } else { (&[][..], 4096) };
+                rig.hosts[io].send(half(opcode, 4, fuse, slba), data, true, reads);
+                rig.vanish(io);
+                rig.turns(5);
+                assert_eq!(rig.core.connections(), 1);
+                assert_eq!(rig.core.state.chunks.held(), 0);
+            }
+        }
+    }
+
+    /// Bug: the memory of the second half of a fused operation was given back while the device had it, when the
+    /// connection ended.
+    #[test]
+    fn both_halves_keep_their_memory_until_the_device_is_done() {
+        let gate = Gate::new(64, 1, false);
+        let mut rig =
+            Rig::with_device(std::sync::Arc::new(gate.clone()), CoreConfig::default(), Default::default());
+        let (_, io) = rig.login(Local::host(), false, 1);
+        let free = rig.core.state.free_bytes();
+        let data = vec![0u8; 4096];
+        rig.hosts[io].send(half(NvmOpcode::COMPARE, 3, Fuse::FIRST, 8), &data, false, 0);
+        rig.hosts[io].send(half(NvmOpcode::WRITE, 4, Fuse::SECOND, 8), &data, false, 0);
+        rig.turns(5);
+        assert_eq!(gate.waiting(), 1);
+        let held = free - rig.core.state.free_bytes();
+        rig.vanish(io);
+        rig.turns(5);
+        assert_eq!(free - rig.core.state.free_bytes(), held, "the device has both buffers");
+        gate.complete(1, 0);
+        rig.turns(5);
+        assert_eq!((rig.core.state.free_bytes(), rig.core.connections()), (free, 1));
+    }
+}
+
+/// Bug: the response to a read whose data was sent was taken back together with the lent memory, and the data was
+/// sent again. Linux hosts use flow control, so each of their reads has a response of its own.
+#[test]
+fn data_is_sent_once_when_the_socket_takes_nothing_but_the_data() {
+    let mut rig = Rig::new(DISK);
+    rig.pipe_bytes = 24 + 4096;
+    let (_, io) = rig.login(Local::host(), true, 1);
+    let before = rig.core.stats().bytes_sent;
+    rig.hosts[io].deaf = true;
+    rig.hosts[io].send(rw(NvmOpcode::READ, 5, 1, 0, 8), &[], false, 4096);
+    rig.turns(5);
+    assert_eq!(rig.core.stats().bytes_sent - before, 24 + 4096);
+    rig.hosts[io].deaf = false;
+    assert_eq!(rig.wait(io, 5).status, Status::SUCCESS);
+    rig.turns(5);
+    assert_eq!(rig.core.stats().bytes_sent - before, 24 + 4096 + 24);
 }

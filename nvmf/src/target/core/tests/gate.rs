@@ -10,6 +10,8 @@ use aio::{
     IoStatus, Lent, LocalBoxFuture, Opcode, Sleep, Token, check,
 };
 
+const CAPABILITIES: Capabilities = Capabilities::COMPARE.union(Capabilities::COMPARE_AND_WRITE);
+
 #[derive(Default)]
 struct Shared {
     /// Accepted and not completed: token, address of the first byte, length, opcode.
@@ -106,7 +108,7 @@ impl BlockDevice for Gate {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::empty()
+        CAPABILITIES
     }
 
     fn incarnation(&self) -> Option<u128> {
@@ -141,7 +143,7 @@ impl IoChannel for Channel {
             return Err(Busy);
         }
         let geometry = self.gate.geometry();
-        if let Err(status) = check::validate(io, &geometry, Capabilities::empty(), self.gate.size()) {
+        if let Err(status) = check::validate(io, &geometry, CAPABILITIES, self.gate.size()) {
             s.done.push_back(Completion::new(token, status));
             return Ok(());
         }

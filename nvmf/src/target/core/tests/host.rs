@@ -119,6 +119,18 @@ impl Host {
         self.push();
     }
 
+    /// Sends a command with `data` in the capsule, of which its descriptor says that it is `stated` bytes.
+    pub(super) fn send_as(&mut self, mut sqe: Sqe, data: &[u8], stated: u32) {
+        let pending = Pending { outbound: Outbound::new(0), to_send: Vec::new(), data: Vec::new() };
+        self.pending.insert(sqe.cid.get(), pending);
+        sqe.set_sgl1(SglDescriptor::in_capsule(0, stated));
+        emit::command(&mut self.tx, self.engine.agreed(), &sqe, data.len() as u32);
+        self.tx.data(entry(data));
+        self.tx.finish(TxTag::NONE);
+        self.push();
+        assert!(self.tx.is_empty(), "the pipe is full");
+    }
+
     /// Handles everything that arrived.
     pub(super) fn turn(&mut self) {
         if self.deaf {

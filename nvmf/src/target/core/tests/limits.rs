@@ -155,6 +155,108 @@ fn five_hundred_connections_at_once_and_a_thousand_that_come_and_go() {
     assert_eq!(rig.core.state.chunks.held(), 0);
 }
 
+/// Bug: answers that were taken back keep their place in the transmit list, and aborting their commands then
+/// overflowed it, which panicked.
+#[test]
+fn aborting_everything_that_was_taken_back() {
+    let mut rig = Rig::new(DISK);
+    let local = Local { header_digest: true, ..Local::host() };
+    let admin = rig.login(local, true, 1).0;
+    rig.pipe_bytes = 20_000;
+    let io = rig.open(local);
+    let data = super::host::connect_data(1, super::rig::NQN, 1);
+    rig.hosts[io].send(super::host::connect(1, 2, 128, true), &data, true, 0);
+    assert_eq!(rig.wait(io, 1).status, Status::SUCCESS);
+    rig.hosts[io].deaf = true;
+    rig.hosts[io].send(rw(NvmOpcode::READ, 10, 1, 0, 256), &[], false, 131_072);
+    for cid in 11..138 {
+        rig.hosts[io].send(rw(NvmOpcode::READ, cid, 1, 0, 1), &[], false, 512);
+    }
+    rig.turns(3);
+    for cid in 11..138u32 {
+        let mut abort = nvme::Sqe::admin(nvme::AdminOpcode::ABORT, nvme::Nsid(0));
+        abort.set_cid(nvme::Cid(3));
+        abort.cdw10.set(cid << 16 | 2);
+        rig.hosts[admin].send(abort, &[], false, 0);
+        assert_eq!(rig.wait(admin, 3).result, 0, "aborted");
+    }
+    rig.hosts[io].deaf = false;
+    assert_eq!(rig.wait(io, 10).data.len(), 131_072);
+    assert_eq!(rig.wait(io, 137).status, Status::ABORT_REQUESTED);
+}
+
+/// Bug: a device that hangs held every receive chunk by its writes, and with them all connections of the core.
+#[test]
+fn a_device_that_hangs_does_not_hold_all_chunks() {
+    let gate = Gate::new(64, 1, false);
+    let config = CoreConfig { rx_chunk_bytes: 96 << 10, rx_chunks: 2, ..CoreConfig::default() };
+    let mut rig = Rig::with_device(Arc::new(gate.clone()), config, PoolsConfig::default());
+    let (_, hung) = rig.login(Local::host(), false, 1);
+    let (admin, _) = rig.login(Local::host(), false, 2);
+    for i in 0..31u16 {
+        rig.hosts[hung].send(rw(NvmOpcode::WRITE, 10 + i, 1, 0, 8), &[i as u8; 4096], true, 0);
+        rig.turn();
+    }
+    assert_eq!(gate.waiting(), 31);
+    let mut keep_alive = nvme::Sqe::admin(nvme::AdminOpcode::KEEP_ALIVE, nvme::Nsid(0));
+    keep_alive.set_cid(nvme::Cid(4));
+    rig.hosts[admin].send(keep_alive, &[], false, 0);
+    assert_eq!(rig.wait(admin, 4).status, Status::SUCCESS);
+    gate.open_for_all();
+    for i in 0..31 {
+        assert_eq!(rig.wait(hung, 10 + i).status, Status::SUCCESS);
+    }
+}
+
+/// Bug: a connection that was refused more buffers because of all that it holds already stood first in the core's
+/// line for ever, and others starved behind it although there were buffers.
+#[test]
+fn nobody_starves_behind_a_stalled_peer() {
+    let mut rig = Rig::with(DISK, CoreConfig::default(), tight());
+    let [greedy, brief, modest] = [1, 2, 3].map(|who| rig.login(Local::host(), false, who).1);
+    let write = |cid| rw(NvmOpcode::WRITE, cid, 1, 0, 256);
+    for h in [greedy, brief] {
+        rig.hosts[h].stall_data = true;
+        for cid in 10..12 {
+            rig.hosts[h].send(write(cid), &[1; 131_072], false, 0);
+        }
+    }
+    rig.hosts[greedy].send(write(12), &[1; 131_072], false, 0);
+    rig.turns(3);
+    rig.hosts[modest].send(write(10), &[2; 131_072], false, 0);
+    rig.turns(3);
+    assert_eq!((rig.core.state.free_bytes(), rig.hosts[modest].r2ts), (0, 0));
+    rig.hosts[brief].stall_data = false;
+    for cid in 10..12 {
+        rig.hosts[brief].send_data(cid);
+        assert_eq!(rig.wait(brief, cid).status, Status::SUCCESS);
+    }
+    assert_eq!(rig.wait(modest, 10).status, Status::SUCCESS);
+}
+
+/// Bug: the data of admin answers was on the heap without a bound: a host that asked for log pages and did not
+/// receive made the target hold a page for each entry of its queue.
+#[test]
+fn a_host_that_does_not_receive_holds_few_log_pages() {
+    let mut rig = Rig::new(DISK);
+    rig.pipe_bytes = 8192;
+    let (admin, _) = rig.login(Local::host(), false, 1);
+    rig.hosts[admin].deaf = true;
+    for cid in 10..38 {
+        let mut sqe = nvme::log::GetLogPage::new(nvme::log::Lid::ERROR, 131_072).sqe();
+        sqe.set_cid(nvme::Cid(cid));
+        rig.hosts[admin].send(sqe, &[], false, 131_072);
+        rig.turn();
+    }
+    let held: u64 = rig.core.conns.iter().flatten().map(|c| c.heap_bytes).sum();
+    assert!(held > 0 && held <= 262_144, "{held} bytes");
+    rig.hosts[admin].deaf = false;
+    for cid in 10..38 {
+        assert_eq!(rig.wait(admin, cid).data.len(), 131_072);
+    }
+    assert!(rig.core.conns.iter().flatten().all(|c| c.heap_bytes == 0));
+}
+
 #[test]
 fn stop_drains() {
     let gate = Gate::new(64, 1, false);
