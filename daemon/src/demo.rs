@@ -124,6 +124,7 @@ fn make_disk(dir: &Path, size_bytes: u64) -> anyhow::Result<PathBuf> {
 /// too large to look through counts as somebody's.
 fn holds_only_stamps(disk: &Path) -> anyhow::Result<bool> {
     const LARGEST_BYTES: u64 = 8 << 30;
+    const ZEROES: [u8; BLOCK_BYTES as usize] = [0; BLOCK_BYTES as usize];
     let failed = || format!("cannot read the disk {}", disk.display());
     let mut file = std::fs::File::open(disk).with_context(failed)?;
     if file.metadata()?.len() > LARGEST_BYTES {
@@ -135,7 +136,7 @@ fn holds_only_stamps(disk: &Path) -> anyhow::Result<bool> {
         let len = file.read(&mut chunk).with_context(failed)?;
         // A file's length is a multiple of the block; reads of regular files are cut at its end only.
         for block in chunk[..len].chunks(BLOCK_BYTES as usize) {
-            let empty = block.iter().all(|b| *b == 0);
+            let empty = *block == ZEROES[..block.len()];
             if !empty && Stamp::read(block, lba).is_err() {
                 return Ok(false);
             }

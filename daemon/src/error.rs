@@ -1,4 +1,4 @@
-//! What a control request can fail with. Mapping to gRPC codes: [`services::status`](crate::services::status).
+//! What a control request can fail with. Mapping to gRPC codes: `services::status`.
 
 use aio::uri::UriError;
 

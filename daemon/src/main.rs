@@ -1,3 +1,5 @@
+//! The binary `keelson`. Everything is in the library: see [`keelson::cli`].
+
 fn main() -> std::process::ExitCode {
     keelson::cli::main()
 }

@@ -1,7 +1,7 @@
 //! `keelson perf`: a load generator on our own devices and initiator.
 //!
 //! - [`args`]: the command line. - [`run`](mod@run): spreads a job over devices, queues and cores.
-//! - [`worker`]: one queue of one device, on a reactor. - [`plan`]: which I/O comes next.
+//! - `worker`: one queue of one device, on a reactor. - [`plan`]: which I/O comes next.
 //! - [`stamp`]: what `--verify` writes and checks. - [`histogram`]: latencies. - [`report`]: the result.
 
 pub mod args;

@@ -32,7 +32,7 @@ pub struct ServeArgs {
     /// As the second positional argument [default: 10124]
     #[arg(long, value_name = "PORT")]
     pub grpc_port: Option<u16>,
-    /// IP[:PORT] in one; goes before the others
+    /// Address and maybe port in one; goes before the others
     #[arg(short = 'g', long, value_name = "IP[:PORT]")]
     pub grpc_endpoint: Option<String>,
 

@@ -1,7 +1,7 @@
 //! `keelson serve`: the daemon.
 //!
 //! - [`args`]: flags. - [`cores`], [`iface`]: what `-l`, `-m` and `-T` mean.
-//! - [`run`]: start and stop. - [`target_cores`]: the target's share of each core. - [`banner`]: what it says.
+//! - [`run`]: start and stop. - [`target_cores`]: the target's share of each core. - `banner`: what it says.
 
 pub mod args;
 mod banner;

@@ -1,7 +1,7 @@
 //! The gRPC services: thin, each call is a translation and one call of the [`engine`](crate::engine).
 //!
 //! - [`bdev`], [`host`]: package `mayastor.v1`. - [`subsystem`]: package `keelson.v1`.
-//! - [`status`]: the one place where errors become gRPC codes.
+//! - `status`: the one place where errors become gRPC codes.
 //!
 //! Health and reflection come from tonic.
 

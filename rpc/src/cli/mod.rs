@@ -1,7 +1,7 @@
 //! The commands that speak gRPC. `daemon` puts them into the binary beside `serve`, `perf` and `demo`.
 //!
 //! Each command is two steps: the call, and a pure function from its answer to a
-//! [`Table`](crate::output::Table). Exit codes: 0 done (an empty list too), 1 refused or failed, 2 wrong
+//! [`Table`]. Exit codes: 0 done (an empty list too), 1 refused or failed, 2 wrong
 //! arguments (from clap).
 
 mod bdev;
