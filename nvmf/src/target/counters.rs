@@ -1,7 +1,6 @@
 //! Counters of one namespace on one core: written by that core only, read by anybody.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 /// What one core did for one namespace. A single writer adds with a plain load and store, so counting costs
 /// what a plain integer costs; readers sum over cores and may see a value that is a few I/Os old.
@@ -73,10 +72,10 @@ impl IoCounters {
         }
     }
 
-    /// A command took `elapsed` from its arrival to its completion, at the resolution of turns.
+    /// A command took `elapsed_ns` nanoseconds from its arrival to its completion, at the resolution of turns.
     #[inline]
-    pub fn latency(&self, elapsed: Duration) {
-        let us = (elapsed.as_nanos() / 1000) as u64;
+    pub fn latency(&self, elapsed_ns: u64) {
+        let us = elapsed_ns / 1000;
         let bucket = (64 - us.leading_zeros() as usize).min(LATENCY_BUCKETS - 1);
         add(&self.latency[bucket], 1);
     }

@@ -368,7 +368,7 @@ impl Conn {
         }
         let (Task::Io(command) | Task::FlushAll(command)) = &slot.task else { return };
         let command = *command;
-        space.counters.latency(core.now.since(slot.since));
+        space.counters.latency(core.now.as_ns().saturating_sub(slot.since.as_ns()));
         match command.op {
             _ if !c.status.is_success() => space.counters.failed(c.status),
             NvmOp::Read => space.counters.read(u64::from(command.len_bytes)),
