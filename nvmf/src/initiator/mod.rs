@@ -1,7 +1,7 @@
 //! The host role: subsystems of other hosts as block devices.
 //!
 //! # Map
-//! - [`NvmfDevice`] (`device`): the block device; [`Channel`](channel) its data side, one I/O queue each.
+//! - [`NvmfDevice`] (`device`): the block device; `channel` its data side, one I/O queue each.
 //! - [`Controller`]: the association: admin queue, identify data, keep alive, asynchronous events.
 //! - [`discover`]: what a discovery controller offers.
 //! - [`Options`]: where and how to connect, from a URI.

@@ -1,14 +1,14 @@
 //! A simulated network behind `aio`'s [`Network`], [`Listener`] and [`ByteStream`].
 //!
 //! # Map
-//! - [`config`](NetConfig): delays, splits, buffer sizes and fault rates.
+//! - [`NetConfig`]: delays, splits, buffer sizes and fault rates.
 //! - `fabric`: the state of every connection; deliveries are decided when sent and looked at lazily.
 //! - `stream`: the trait objects that reactors hold; the only place with `unsafe`.
 //!
 //! What it models of TCP: bounded send window, bytes in order, arbitrary segmentation on both sides, half-close,
 //! reset (also by closing with unread data), refused connects, a full backlog, stalls and partitions (bytes
 //! wait, nothing is lost). What it adds: corruption of single bits past a protected prefix, for digests.
-//! Nothing moves by itself: time comes from the [`SimClock`](crate::SimClock), and
+//! Nothing moves by itself: time comes from the [`SimClock`], and
 //! [`SimNet::next_event`] says when something becomes visible next.
 
 mod config;
