@@ -220,6 +220,10 @@ fn the_ana_log_tells_states_and_members() {
     };
     let (before, groups) = read(0);
     assert_eq!(groups, [(1, 1, vec![Nsid(1)]), (2, 1, vec![Nsid(2)])]);
+    // nvme-cli reads the length for 1,024 namespaces, in pieces of a page.
+    let mut rest = GetLogPage::new(Lid::ANA, 16 + 2 * 32 + 1024 * 4 - 4096);
+    rest.offset_bytes = 4096;
+    assert!(log_page(&admin, rest).unwrap().iter().all(|byte| *byte == 0));
     let (target, listener) = (bench.target.clone(), bench.listener);
     let set = target.set_ana_state(NQN, Some(listener), 2, AnaState::NonOptimized);
     run(&mut bench.core, set).unwrap();
