@@ -169,7 +169,9 @@ fn ana_page(subsystem: &Subsystem, listener: ListenerId, groups_only: bool) -> V
     // Hosts compute the length for the most namespaces there can be, and read it in pieces: all of it is there.
     let members = if groups_only { 0 } else { subsystem.max_namespaces as usize };
     page.resize(
-        ana::AnaHeader::LEN_BYTES + usize::from(table.groups()) * ana::AnaGroupHeader::LEN_BYTES + 4 * members,
+        ana::AnaHeader::LEN_BYTES
+            + usize::from(table.groups()) * ana::AnaGroupHeader::LEN_BYTES
+            + 4 * members,
         0,
     );
     page
