@@ -66,7 +66,7 @@ impl Fixture for Remote {
         let uri = format!("malloc:///m?num_blocks={}&blk_size={}&resize", spec.blocks, spec.block_bytes);
         let uri: DeviceUri = uri.parse().expect("a good URI");
         let device = aio::devices::create(&uri).expect("memory");
-        self.behind.lock().unwrap().insert(nqn.clone(), device.clone());
+        self.behind.lock().expect("no panic while held").insert(nqn.clone(), device.clone());
         block_on(driver, self.target.create_subsystem(SubsystemSpec::new(&nqn))).expect("a subsystem");
         block_on(driver, self.target.add_namespace(&nqn, NamespaceSpec::new(device))).expect("a namespace");
         let mut options = Options::new(self.addr, Nqn::parse(&nqn).expect("an NQN"));
@@ -82,7 +82,7 @@ impl Fixture for Remote {
 
     /// Grows the device behind the namespace: the news come as an asynchronous event.
     fn grow(&self, device: &Arc<dyn BlockDevice>, blocks: BlockCount) -> bool {
-        let behind = self.behind.lock().unwrap();
+        let behind = self.behind.lock().expect("no panic while held");
         let grown = behind
             .iter()
             .find(|(nqn, _)| device.name().ends_with(&format!("/{nqn}n1")))
