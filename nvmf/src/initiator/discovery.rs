@@ -18,6 +18,10 @@ const ATTEMPTS: u32 = 8;
 /// Most entries that are read: what a hostile controller can make us hold is 1 MiB.
 const MAX_ENTRIES: u64 = 1000;
 
+/// Bytes of one read: what every controller transfers, whatever its MDTS (NVMe Base 2.0, figure 275: in units of the
+/// smallest memory page, which is 4 KiB or more).
+const PART_BYTES: u64 = 4096;
+
 /// One subsystem port that can be connected to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DiscoveryEntry {
@@ -51,10 +55,19 @@ pub async fn discover_with(options: Options) -> Result<Vec<DiscoveryEntry>, Erro
         let before = DiscoveryHeader::read(&header).expect("invariant: the page has its full length");
         let count = before.numrec.get().min(MAX_ENTRIES);
         let len = DiscoveryHeader::LEN_BYTES as u64 + count * WireEntry::LEN_BYTES as u64;
-        let page = controller.log_page(GetLogPage::new(Lid::DISCOVERY, len)).await?;
-        let Some((after, entries)) = parse(&page) else { continue };
-        // Each read is consistent in itself; the counter tells that both saw the same entries.
-        if after.genctr.get() != before.genctr.get() {
+        let mut page = Vec::new();
+        while (page.len() as u64) < len {
+            let part = (len - page.len() as u64).min(PART_BYTES);
+            let at = page.len() as u64;
+            let request = GetLogPage { offset_bytes: at, ..GetLogPage::new(Lid::DISCOVERY, part) };
+            page.extend(controller.log_page(request).await?);
+        }
+        let header =
+            controller.log_page(GetLogPage::new(Lid::DISCOVERY, DiscoveryHeader::LEN_BYTES as u64)).await?;
+        let after = DiscoveryHeader::read(&header).expect("invariant: the page has its full length");
+        let Some((first, entries)) = parse(&page) else { continue };
+        // Each read is consistent in itself; the counter tells that all saw the same entries.
+        if [first.genctr.get(), after.genctr.get()] != [before.genctr.get(); 2] {
             continue;
         }
         let entries = entries.iter().filter_map(entry).collect();

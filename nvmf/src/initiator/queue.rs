@@ -18,7 +18,7 @@ use nvme::{Cid, Cqe, Sqe};
 
 use super::error::PeerFault;
 use super::memory;
-use super::slot::{Slots, Way};
+use super::slot::{Slot, Slots, Way};
 use crate::tcp::emit::{self, MAX_PDU_OVERHEAD_BYTES};
 use crate::tcp::{
     C2hProgress, DataSpan, Engine, Event, Local, MAX_OUTSTANDING_R2T, Outbound, TxQueue, TxTag,
@@ -262,11 +262,9 @@ impl Queue {
 
     /// Takes back a command of which nothing was sent; false = too late.
     pub(super) fn take_back(&mut self, user: u32) -> bool {
-        // Nothing but the capsule: the controller asks for data only after it has that.
-        let Some((index, _)) = self.slots.iter_active().find(|(_, s)| s.user == user && s.sending == 1)
-        else {
-            return false;
-        };
+        // Nothing but the capsule: a controller that asked for data has it.
+        let capsule_only = |s: &Slot| s.user == user && s.sending == 1 && !s.out.was_asked();
+        let Some((index, _)) = self.slots.iter_active().find(|(_, s)| capsule_only(s)) else { return false };
         let mut taken = false;
         self.tx.take_back(|tag| {
             let this = tag == TxTag(u32::from(index));
@@ -457,6 +455,10 @@ impl Queue {
             Event::R2t { cccid, span } => return self.r2t(cccid, span),
             Event::C2hData { cccid, span, success, data } => {
                 let slot = self.find(cccid, PduError::CCCID)?;
+                if self.slots.get(slot).answer.is_some() {
+                    // It completes as soon as its capsule was sent, and then this payload's place is somebody else's.
+                    return Err(PduError::Sequence);
+                }
                 self.slots.get(slot).c2h.accept(span, success)?;
                 self.large = span.len_bytes >= LARGE_PAYLOAD_BYTES;
                 let Some(bytes) = data.here else {
@@ -617,3 +619,7 @@ impl Queue {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

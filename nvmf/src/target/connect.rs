@@ -66,6 +66,13 @@ impl From<Status> for Rejection {
     }
 }
 
+/// The association ended, maybe between two Connects of a host that reconnects. Linux gives a controller up for good
+/// when a Connect fails with Do Not Retry; here it is to begin again with the admin queue.
+fn association_gone() -> Rejection {
+    let error = ConnectError::data(ConnectData::CNTLID_OFFSET);
+    Rejection { status: error.status().without_dnr(), result: error.result() }
+}
+
 /// Ends a Connect early.
 enum Stop {
     Reject(Rejection),
@@ -181,11 +188,8 @@ impl Connect<'_> {
 
     /// Adds an I/O queue to a controller of the same host.
     fn io_queue(&self, subsystem: &Subsystem) -> Result<QueueGrant, Stop> {
-        let controller = subsystem
-            .controllers
-            .get(&self.cntlid)
-            .filter(|c| c.alive())
-            .ok_or(ConnectError::data(ConnectData::CNTLID_OFFSET))?;
+        let controller =
+            subsystem.controllers.get(&self.cntlid).filter(|c| c.alive()).ok_or_else(association_gone)?;
         if controller.hostid() != self.hostid {
             return Err(ConnectError::data(ConnectData::HOSTID_OFFSET).into());
         }
@@ -203,7 +207,7 @@ impl Connect<'_> {
         controller.add_queue(self.sqe.qid(), self.sqe.entries(), flow, self.request.inbox).map_err(
             |refusal| match refusal {
                 QueueRefusal::Draining => Stop::Wait,
-                QueueRefusal::Dead => ConnectError::data(ConnectData::CNTLID_OFFSET).into(),
+                QueueRefusal::Dead => association_gone().into(),
                 QueueRefusal::BadQid => ConnectError::sqe(ConnectError::QID_OFFSET).into(),
                 QueueRefusal::NotReady | QueueRefusal::Taken => Status::SEQUENCE_ERROR.into(),
             },

@@ -356,8 +356,13 @@ impl Shared {
 
     /// Closes a namespace on every core, then forgets it, then calls `done`.
     fn detach(self: &Arc<Self>, place: Place, done: impl FnOnce(Result<(), CoreFailure>) + Send + 'static) {
-        let model = self.lock();
+        let mut model = self.lock();
         let Place { subsystem, nsid, .. } = place;
+        if model.namespace_mut(place).is_none() {
+            // It went with its subsystem meanwhile: an order now would hit whatever has its place next.
+            drop(model);
+            return done(Ok(()));
+        }
         let acks = Acks::broadcast(&model.cores, |ack| CoreMsg::Detach { subsystem, nsid, ack });
         drop(model);
         let shared = self.clone();

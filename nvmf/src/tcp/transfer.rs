@@ -119,6 +119,11 @@ impl Outbound {
         Ok(())
     }
 
+    /// True once the controller asked for any of it.
+    pub fn was_asked(&self) -> bool {
+        self.asked > 0
+    }
+
     /// The next H2CData PDU to send, of at most `max_bytes` (MAXH2CDATA). Each piece is returned once.
     pub fn next_pdu(&mut self, max_bytes: u32) -> Option<DataSpan> {
         let grant = self.grants.first_mut().filter(|_| self.outstanding > 0)?;

@@ -14,7 +14,7 @@ use nvme::log::discovery::{SubsystemType, TransportType};
 use nvme::{AdminOpcode, HostId, Nqn, Nsid, Status};
 use nvmf::initiator::{AdminRequest, Error, NvmfDevice, Options, PeerFault, discover};
 use nvmf::target::core::CoreConfig;
-use nvmf::target::{AllowedHosts, TargetConfig};
+use nvmf::target::{AllowedHosts, SubsystemSpec, TargetConfig};
 use sim::client::{Client, Op};
 use sim::target::SimTarget;
 use sim::{NetConfig, World};
@@ -74,6 +74,22 @@ fn discovery_names_the_subsystem() {
     assert_eq!((disk.address.as_str(), disk.service.as_str()), ("10.0.0.1", "8420"));
     bed.world.run_for(Duration::from_secs(10));
     assert_eq!(bed.target.connections(), 0, "discovery leaves nothing behind");
+    bed.world.outcome(1).unwrap();
+}
+
+/// Bug: the discovery log page was read by one command, which a controller refuses once the page is longer than its
+/// largest transfer (128 subsystem ports with the target's default).
+#[test]
+fn discovery_of_more_than_one_transfer() {
+    let mut bed = bed();
+    let target = bed.target.target.clone();
+    bed.run(async move {
+        for i in 0..200 {
+            target.create_subsystem(SubsystemSpec::new(format!("{NQN}-{i}"))).await.unwrap();
+        }
+    });
+    let entries = bed.run(discover(TARGET)).unwrap();
+    assert_eq!(entries.iter().filter(|e| e.kind == SubsystemType::NVM).count(), 201);
     bed.world.outcome(1).unwrap();
 }
 
