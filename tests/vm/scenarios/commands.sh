@@ -66,7 +66,7 @@ has "error-log" "Error Log Entries" nvme error-log "$c"
 check "effects-log" nvme effects-log "$c"
 check "changed-ns-list-log" nvme changed-ns-list-log "$c"
 check "fw-log" nvme fw-log "$c"
-has "ana-log" "state *: *optimized" nvme ana-log "$p"
+has "ana-log" "state[[:space:]]*:[[:space:]]*optimized" nvme ana-log "$p"
 for feature in 1 2 4 7 11 15; do check "get-feature $feature" nvme get-feature "$c" -f $feature; done
 refuse "get-feature of a feature that is none" nvme get-feature "$c" -f 0xbf
 refuse "get-log of a page that is none" nvme get-log "$c" -i 0xbf -l 512
