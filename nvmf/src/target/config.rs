@@ -37,7 +37,7 @@ pub struct TargetConfig {
     pub association_timeout: Duration,
     /// How long a Connect waits for the host's earlier association to drain before it is told to come again.
     pub drain_timeout: Duration,
-    /// Most controllers over all subsystems.
+    /// Most controllers over all subsystems. At most half of them are discovery controllers.
     pub max_controllers: u16,
     /// Highest nsid and most namespaces of a subsystem that does not say otherwise.
     pub max_namespaces: u32,

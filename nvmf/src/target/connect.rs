@@ -154,13 +154,16 @@ impl Connect<'_> {
         if u128::from(kato_ms) > shared.config.kato_max.as_millis() {
             return Err(ConnectError::sqe(ConnectError::KATO_OFFSET).into());
         }
-        let full = model.controllers >= usize::from(shared.config.max_controllers);
+        let most = usize::from(shared.config.max_controllers);
+        let full = model.controllers >= most;
         let subsystem =
             model.find_mut(self.subnqn.as_str()).ok_or(ConnectError::data(ConnectData::SUBNQN_OFFSET))?;
         if subsystem.has_dying(&self.hostnqn, self.hostid) {
             return Err(Stop::Wait);
         }
-        if full {
+        // Everybody may discover: that must not keep hosts from their namespaces.
+        let discovery = subsystem.kind == ControllerKind::Discovery;
+        if full || (discovery && subsystem.controllers.len() >= most.div_ceil(2)) {
             return Err(Status::CONNECT_CONTROLLER_BUSY.into());
         }
         let cntlid = subsystem.take_cntlid().ok_or(Status::CONNECT_CONTROLLER_BUSY)?;

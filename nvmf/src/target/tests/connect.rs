@@ -144,7 +144,11 @@ fn the_number_of_controllers_is_bounded() {
     let config = TargetConfig { max_controllers: 4, ..TargetConfig::default() };
     let bench = Bench::with(config, SubsystemSpec::new(NQN), ALL_CAPS);
     let mut grants: Vec<_> =
-        (0..4).map(|_| granted(bench.admin_of(nvme::nqn::DISCOVERY_NQN, HOST))).collect();
+        (0..2).map(|_| granted(bench.admin_of(nvme::nqn::DISCOVERY_NQN, HOST))).collect();
+    // Bug: whoever reached the discovery subsystem, which is everybody, could take all controllers there are.
+    let more = rejected(bench.admin_of(nvme::nqn::DISCOVERY_NQN, HOST));
+    assert_eq!(more.status, Status::CONNECT_CONTROLLER_BUSY);
+    grants.extend((0..2).map(|_| granted(bench.admin_of(NQN, HOST))));
     assert_eq!(rejected(bench.admin_of(NQN, HOST)).status, Status::CONNECT_CONTROLLER_BUSY);
     grants.pop();
     let _ = granted(bench.admin_of(NQN, HOST));
