@@ -139,7 +139,7 @@ verify_disk() {
     check "$1: fio mixed verify with trims, $3-byte blocks" \
         fio --name=mixed --filename="$2" --rw=randwrite --bsrange="$3-64k" --blockalign="$3" --iodepth=16 \
         --ioengine=libaio --direct=1 --size="${4:-16}M" --verify=crc32c --verify_fatal=1 --do_verify=1 \
-        --trim_percentage=10 --trim_verify_zero=0 --randseed=4711 --verify_backlog=512
+        --trim_percentage=10 --trim_backlog=128 --trim_verify_zero=0 --randseed=4711 --verify_backlog=512
 }
 
 # file_system LABEL DEVICE KIND: make it, copy a tree, compare checksums after a new mount, check it.

@@ -5,8 +5,7 @@
 //! - [`mutate`]: a deterministic mutator, so that a plain `cargo test` can fuzz on stable Rust.
 //! - [`driver`]: corpus first, then mutations of it, led by the [`Shape`] that each input took.
 //! - `rig`: a whole target in memory, for the targets that need one.
-//! - `libfuzzer/`: the same targets under libFuzzer with coverage (a workspace of its own), which
-//!   `cargo xtask soak` builds and runs.
+//! - `bin/libfuzzer.rs`: the same targets under libFuzzer with coverage; `cargo xtask soak` builds and runs it.
 //!
 //! A find is kept: its bytes go into `corpus/TARGET/` under a name that says what it found.
 #![deny(unsafe_code)]

@@ -86,9 +86,24 @@ fn fuzz(report: &mut Report, record: &mut Record, minutes: u64, wanted: &dyn Fn(
     }
     let triple = host()?;
     let mut build = cargo();
-    build.args(["build", "--release", "--locked", "--target", &triple]);
-    build.current_dir(root().join("tests/fuzz/libfuzzer"));
+    build.args([
+        "build",
+        "--release",
+        "--locked",
+        "--target",
+        &triple,
+        "--package",
+        "fuzz",
+        "--features",
+        "libfuzzer",
+        "--bin",
+        "libfuzzer",
+    ]);
+    // `RUSTFLAGS` with a target: build scripts and macros are built without them.
     build.env("RUSTFLAGS", COVERAGE).env("CARGO_TARGET_DIR", soak_folder());
+    build.env("CARGO_PROFILE_RELEASE_LTO", "off");
+    build.env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true");
+    build.env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "true");
     ensure!(crate::process::run(&mut build)?.success(), "the fuzz targets do not build with coverage");
     let binary = soak_folder().join(&triple).join("release/libfuzzer");
     let mut list = cargo();
