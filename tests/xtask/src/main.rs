@@ -1,7 +1,7 @@
 //! `cargo xtask`: the one entry point for everything that proves the project.
 //!
 //! # Map
-//! - [`bench`]: `cargo xtask bench`, figures that mean something on a noisy machine.
+//! - [`mod@bench`]: `cargo xtask bench`, figures that mean something on a noisy machine.
 //! - [`check`]: formatting, lints, documentation, and the rules below.
 //! - [`layering`]: which crate may depend on which (DESIGN's floors), read from `cargo metadata`.
 //! - [`licenses`]: every dependency's licence against `deny.toml`.
