@@ -1,10 +1,10 @@
 //! What is fuzzed.
 //!
 //! # Map
-//! - [`wire`]: the wire types of `nvme`: PDU headers, commands, descriptors, names.
-//! - [`engine`]: the NVMe/TCP engine in both roles.
-//! - [`target`]: a whole target under several peers. - [`stream`]: streams of PDUs, for both.
-//! - [`text`]: what people write: device URIs.
+//! - `wire`: the wire types of `nvme`: PDU headers, commands, descriptors, names.
+//! - `engine`: the NVMe/TCP engine in both roles.
+//! - `target`: a whole target under several peers. - `stream`: streams of PDUs, for both.
+//! - `text`: what people write: device URIs.
 
 mod engine;
 mod stream;
