@@ -137,9 +137,9 @@ nvmet_port() { # PORT NQN
 # verify_disk LABEL DEVICE BLOCK_SIZE [MIB]: random mixed writes with trims, read back and compared.
 verify_disk() {
     check "$1: fio mixed verify with trims, $3-byte blocks" \
-        fio --name=mixed --filename="$2" --rw=randwrite --bsrange="$3-64k" --blockalign="$3" --iodepth=16 \
-        --ioengine=libaio --direct=1 --size="${4:-16}M" --verify=crc32c --verify_fatal=1 --do_verify=1 \
-        --trim_percentage=10 --trim_backlog=128 --trim_verify_zero=0 --randseed=4711 --verify_backlog=512
+        fio --direct=1 --ioengine=libaio --iodepth=16 --verify=crc32c --verify_fatal=1 --do_verify=1 --randseed=4711 \
+        --filename="$2" --size="${4:-16}M" --name=mixed --rw=randwrite --bsrange="$3-64k" --blockalign="$3" \
+        --verify_backlog=512 --name=trims --stonewall --rw=randtrimwrite --bs="$(($3 * 8))"
 }
 
 # file_system LABEL DEVICE KIND: make it, copy a tree, compare checksums after a new mount, check it.

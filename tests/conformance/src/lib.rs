@@ -6,9 +6,9 @@
 //! completion for an unknown token, a second one, a missing one, or more than the budget fails any case.
 //!
 //! # Map
-//! - [`bench`]: drives one channel and keeps the accounts. - [`buf`]: the payload memory.
+//! - [`mod@bench`]: drives one channel and keeps the accounts. - [`buf`]: the payload memory.
 //! - [`reactor`]: a driver that turns a reactor.
-//! - `cases`: [bounds, shapes], [data, semantics], [queueing, lifecycle], [cores].
+//! - `cases`: bounds and shapes, data and semantics, queueing and lifecycle, cores.
 //!
 //! # Unsafe
 //! `bench` and `buf` hand memory to devices and read what they lent.

@@ -12,6 +12,7 @@ check "connect" nvme_connect $nqn -i 2
 disk=$(wait_namespace $nqn 1) || not_ok "namespace 1" "did not appear"
 has "id-ctrl" "^sn *: KERNEL01" nvme id-ctrl "/dev/$(controller_of $nqn)"
 verify_disk "nvmet" "$disk" 512 4
+has "fio's trims went out" "^[1-9]" awk '{ print $12 }' "/sys/block/$(basename "$disk")/stat"
 file_system "nvmet" "$disk" ext4
 file_system "nvmet" "$disk" xfs
 check "disconnect" nvme disconnect -n $nqn
