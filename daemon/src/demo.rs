@@ -83,7 +83,7 @@ pub async fn main(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<bool> 
         daemon.stop().await;
         anyhow::bail!("the demo's disk cannot be served: {failure}");
     }
-    let demo = Demo { daemon, disk, is_ours, time };
+    let mut demo = Demo { daemon, disk, is_ours, time };
     demo.introduce(out)?;
     let result = tokio::select! {
         result = demo.measure(out) => result,
@@ -98,7 +98,10 @@ pub async fn main(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<bool> 
     };
     if !args.no_serve {
         demo.tell_how_to_connect(out)?;
-        signals.recv().await;
+        tokio::select! {
+            () = signals.recv() => {}
+            error = demo.daemon.lost() => return Err(error),
+        }
         writeln!(out, "\nShutting down.")?;
     }
     demo.daemon.stop().await;

@@ -15,7 +15,7 @@ use rpc::keelson::v1::subsystem_rpc_server::SubsystemRpcServer;
 use rpc::mayastor::v1::bdev_rpc_server::BdevRpcServer;
 use rpc::mayastor::v1::host_rpc_server::HostRpcServer;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::server::TcpIncoming;
 use tracing::{info, warn};
@@ -85,6 +85,7 @@ pub struct Daemon {
     servers: Vec<JoinHandle<()>>,
     failures: Vec<String>,
     metrics: Option<SocketAddr>,
+    lost: mpsc::Receiver<CoreId>,
 }
 
 impl Daemon {
@@ -101,7 +102,10 @@ impl Daemon {
         let cores = start_cores(&setup)?;
         let engine_kind = cores[0].call(|| async { current().engine() }).await?;
         let target = Target::new(setup.target);
-        let nvmf = match target_cores::start(&target, &cores, setup.nvmf, setup.nvmf_port_flag).await {
+        let (tell_lost, lost) = mpsc::channel(1);
+        let started =
+            target_cores::start(&target, &cores, setup.nvmf, setup.nvmf_port_flag, &tell_lost).await;
+        let nvmf = match started {
             Ok(addr) => addr,
             Err(e) => {
                 cores.iter().for_each(CoreHandle::stop);
@@ -122,7 +126,7 @@ impl Daemon {
             servers.push(tokio::spawn(metrics::serve(listener, engine.clone(), stopped)));
         }
         info!(node = %engine.node().name, grpc = %engine.node().grpc, nvmf = %engine.node().nvmf, "serving");
-        Ok(Self { engine, engine_kind, stop, servers, failures, metrics })
+        Ok(Self { engine, engine_kind, stop, servers, failures, metrics, lost })
     }
 
     /// Its engine.
@@ -143,6 +147,19 @@ impl Daemon {
     /// Where metrics are served.
     pub fn metrics(&self) -> Option<SocketAddr> {
         self.metrics
+    }
+
+    /// Resolves when a core stopped serving because of a bug of ours: the process had better end. Dropping the future
+    /// changes nothing.
+    pub async fn lost(&mut self) -> anyhow::Error {
+        match self.lost.recv().await {
+            Some(core) => anyhow::anyhow!(
+                "core {core} panicked and serves nobody any more (a bug; the panic's message is above); start keelson \
+                 again: hosts reconnect, and what was flushed is on its disks"
+            ),
+            // No core can be lost any more.
+            None => std::future::pending().await,
+        }
     }
 
     /// Stops taking requests, says goodbye to hosts, closes devices, ends the cores. Takes a second or two at
@@ -281,7 +298,7 @@ pub async fn main(args: &ServeArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let setup = args.setup()?;
     let cores = setup.cores.clone();
-    let daemon = tokio::select! {
+    let mut daemon = tokio::select! {
         daemon = Daemon::start(setup) => daemon?,
         () = signals.recv() => return Ok(()),
     };
@@ -292,7 +309,10 @@ pub async fn main(args: &ServeArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     }
     // A daemon does not end because nobody reads its greeting.
     let _ = banner::write(out, &daemon, &cores, args.no_huge_pages, &notes).and_then(|()| out.flush());
-    signals.recv().await;
+    tokio::select! {
+        () = signals.recv() => {}
+        error = daemon.lost() => return Err(error),
+    }
     daemon.stop().await;
     Ok(())
 }
