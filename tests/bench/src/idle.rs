@@ -1,12 +1,9 @@
 //! What Keelson costs when nothing happens: CPU, memory, and the first I/O after a rest.
 
-use crate::pin::pin;
-use crate::served::Daemon;
-use crate::table::median;
-use anyhow::{Context, Result, ensure};
-use rustix::event::{EventfdFlags, eventfd};
+use crate::served::{Daemon, nqn};
+use crate::wake;
+use anyhow::{Result, ensure};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Most CPU of one core that an idle daemon may use.
@@ -14,8 +11,12 @@ const MAX_CPU: f64 = 0.005;
 /// Most resident memory with one exported device.
 const MAX_RESIDENT_MIB: u64 = 64;
 const IDLE: Duration = Duration::from_secs(10);
-const REST: Duration = Duration::from_millis(100);
-const WAKE_UPS: usize = 31;
+/// Most microseconds that the first I/O after a rest may cost above a bare wake-up.
+const MAX_OVER_WAKE_UP_US: f64 = 15.0;
+/// Between two I/Os, for both to find the other side asleep.
+pub(crate) const REST: Duration = Duration::from_millis(100);
+/// How often that is measured.
+pub(crate) const WAKE_UPS: usize = 31;
 
 /// Prints the figures; returns what is above its limit.
 pub(crate) fn run(keelson: &Path, cores: (usize, usize)) -> Result<Vec<String>> {
@@ -30,7 +31,19 @@ pub(crate) fn run(keelson: &Path, cores: (usize, usize)) -> Result<Vec<String>> 
     if cpu > MAX_CPU {
         above.push(format!("idle CPU above {} %", MAX_CPU * 100.0));
     }
-    println!("bare eventfd wake-up after {} ms: {:.1} us", REST.as_millis(), eventfd_wake_up_us(cores)?);
+    let daemon = Daemon::start(keelson, cores.0, &[])?;
+    daemon.export("disk", "malloc:///disk?size_mb=16")?;
+    let reads = wake::reads(&daemon, &nqn("disk"), cores.1)?;
+    let bare_us = wake::eventfd_us(cores)?;
+    println!(
+        "first 4K read after {} ms: {:.1} us; a bare eventfd wake-up: {bare_us:.1} us; the read behind it: {:.1} us",
+        REST.as_millis(),
+        reads.rested_us,
+        reads.hot_us
+    );
+    if reads.rested_us > bare_us + MAX_OVER_WAKE_UP_US {
+        above.push(format!("first I/O after a rest more than {MAX_OVER_WAKE_UP_US} us above a bare wake-up"));
+    }
     Ok(above)
 }
 
@@ -56,33 +69,4 @@ fn cpu(keelson: &Path, cores: (usize, usize)) -> Result<f64> {
     std::thread::sleep(IDLE);
     let used = daemon.cpu()?.saturating_sub(before);
     Ok(used.as_secs_f64() / start.elapsed().as_secs_f64())
-}
-
-/// The median time from a write to an eventfd until the thread that slept on it on the other core runs.
-fn eventfd_wake_up_us(cores: (usize, usize)) -> Result<f64> {
-    let event = eventfd(0, EventfdFlags::CLOEXEC).context("making an eventfd")?;
-    let awake = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let sleeper = scope.spawn(|| -> Result<()> {
-            pin(cores.0);
-            for _ in 0..WAKE_UPS {
-                rustix::io::read(&event, &mut [0; 8]).context("reading an eventfd")?;
-                awake.store(true, Ordering::Release);
-            }
-            Ok(())
-        });
-        pin(cores.1);
-        let mut times = Vec::new();
-        for _ in 0..WAKE_UPS {
-            std::thread::sleep(REST);
-            let start = Instant::now();
-            rustix::io::write(&event, &1_u64.to_ne_bytes()).context("writing an eventfd")?;
-            while !awake.swap(false, Ordering::Acquire) {
-                std::hint::spin_loop();
-            }
-            times.push(start.elapsed().as_secs_f64() * 1e6);
-        }
-        sleeper.join().expect("invariant: the sleeper does not panic")?;
-        Ok(median(times))
-    })
 }

@@ -4,7 +4,7 @@
 //! - [`table`]: throughput and latency of each [`cell`], as ratios to a [`bare`] loop in the same [`phase`].
 //! - [`served`]: Keelson as users run it; [`spdk`]: its rival under the same client.
 //! - [`syscalls`]: calls into the kernel per I/O.
-//! - [`idle`]: CPU, memory and wake-ups of a daemon that has nothing to do.
+//! - [`idle`]: CPU and memory of a daemon that has nothing to do, and the first I/O after that ([`wake`]).
 #![forbid(unsafe_code)]
 
 mod bare;
@@ -16,6 +16,7 @@ mod served;
 mod spdk;
 mod syscalls;
 mod table;
+mod wake;
 
 use anyhow::Result;
 use clap::Parser;

@@ -9,8 +9,6 @@ use std::time::{Duration, Instant};
 
 /// How long the daemon may take to answer.
 const START_LIMIT: Duration = Duration::from_secs(15);
-/// Prefix of the NQNs of shared devices.
-const NQN: &str = "nqn.2019-05.io.openebs";
 
 /// A running daemon; it ends when this is dropped.
 pub(crate) struct Daemon {
@@ -58,7 +56,7 @@ impl Daemon {
     pub(crate) fn export(&self, name: &str, uri: &str) -> Result<String> {
         self.command(&["bdev", "create", uri])?;
         self.command(&["bdev", "share", name])?;
-        Ok(format!("nvmf+tcp://127.0.0.1:{}/{NQN}:{name}", self.port))
+        Ok(format!("nvmf+tcp://127.0.0.1:{}/{}", self.port, nqn(name)))
     }
 
     /// CPU time of all its threads since it started.
@@ -83,6 +81,12 @@ impl Daemon {
         Ok(kib.with_context(|| format!("{path} has no VmRSS"))? * 1024)
     }
 
+    /// Where its target listens.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its process.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -94,6 +98,11 @@ impl Drop for Daemon {
         let _ = Command::new("kill").arg(self.child.id().to_string()).status();
         let _ = self.child.wait();
     }
+}
+
+/// The NQN of a shared device.
+pub(crate) fn nqn(device: &str) -> String {
+    format!("nqn.2019-05.io.openebs:{device}")
 }
 
 fn free_port() -> Result<u16> {
