@@ -158,6 +158,9 @@ impl Conn {
         if is_first {
             return self.submit(id, partner, core);
         }
+        // Whatever list it came from, from now on it goes where the first half goes: should the connection end, it is
+        // freed with it, once.
+        self.slots[id].go(Step::Hold);
         let attempt = self.submit(partner, id, core);
         if attempt != Attempt::Done {
             // The pair stands in line as its first half.
