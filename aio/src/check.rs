@@ -63,6 +63,9 @@ fn validate_transfer(
     if io.blocks.0 > u64::from(g.max_blocks) {
         return Err(IoStatus::INVALID_FIELD);
     }
+    if io.opcode == Opcode::CompareAndWrite && io.blocks.0 > u64::from(g.compare_write_blocks) {
+        return Err(IoStatus::ATOMIC_WRITE_UNIT_EXCEEDED);
+    }
     let len_bytes = io.blocks.0 * u64::from(g.block_bytes);
     let lent = io.opcode == Opcode::Read
         && io.flags.contains(IoFlags::MAY_LEND)
@@ -130,6 +133,7 @@ mod tests {
         max_blocks: 16,
         boundary_blocks: 0,
         atomic_blocks: 1,
+        compare_write_blocks: 4,
         queue_depth: 1,
     };
     const SIZE: BlockCount = BlockCount(100);

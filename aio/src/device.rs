@@ -29,6 +29,8 @@ pub struct Geometry {
     pub boundary_blocks: u32,
     /// Writes up to this many blocks are atomic with respect to power failure.
     pub atomic_blocks: u32,
+    /// Most blocks of a Compare and Write, where the device has it; longer ones fail with Atomic Write Unit Exceeded.
+    pub compare_write_blocks: u32,
     /// I/Os that one channel takes before it answers [`Busy`]; at least 1.
     pub queue_depth: u32,
 }

@@ -112,6 +112,7 @@ pub(super) fn memory_geometry(block_bytes: u32) -> Geometry {
         max_blocks: MAX_TRANSFER_BYTES / block_bytes,
         boundary_blocks: 0,
         atomic_blocks: 1,
+        compare_write_blocks: MAX_TRANSFER_BYTES / block_bytes,
         queue_depth: QUEUE_DEPTH,
     }
 }

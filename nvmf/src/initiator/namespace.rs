@@ -75,7 +75,9 @@ impl Namespace {
             max_sg: MAX_SG,
             max_blocks: transfer_blocks,
             boundary_blocks: u32::from(ns.noiob.get()),
-            atomic_blocks: atomic_blocks(ns, c.identify),
+            atomic_blocks: unit_blocks(ns, ns.nawupf_z.get(), c.identify.awupf_z.get()),
+            compare_write_blocks: unit_blocks(ns, ns.nacwu_z.get(), c.identify.acwu_z.get())
+                .min(transfer_blocks),
             queue_depth: u32::from(c.depth),
         };
         Ok(Self { geometry, limits, size: BlockCount(size) })
@@ -149,10 +151,11 @@ fn command_limits(
     }
 }
 
-fn atomic_blocks(ns: &IdentifyNamespace, id: &IdentifyController) -> u32 {
-    let own = ns.nsfeat.contains(Nsfeat::ATOMICITY) && ns.nawupf_z.get() != 0;
-    let atomic_z = if own { ns.nawupf_z.get() } else { id.awupf_z.get() };
-    u32::from(atomic_z) + 1
+/// An atomic unit in blocks: the namespace's own where it states one, else the controller's (NVM Command Set 1.0,
+/// section 2.1.4).
+fn unit_blocks(ns: &IdentifyNamespace, own_z: u16, controllers_z: u16) -> u32 {
+    let own = ns.nsfeat.contains(Nsfeat::ATOMICITY) && own_z != 0;
+    u32::from(if own { own_z } else { controllers_z }) + 1
 }
 
 /// The namespace's identity: its UUID, else its NGUID or EUI64, else something made of the subsystem's name that at

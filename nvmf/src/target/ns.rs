@@ -3,6 +3,10 @@
 use aio::{BlockDevice, Capabilities};
 use nvme::Nsid;
 
+/// Most bytes that each half of a fused operation transfers; one block where that is more. The halves hold memory
+/// while they wait for each other; what hosts use them for, locks and leases, is smaller.
+const MAX_FUSED_BYTES: u32 = 4096;
+
 /// A namespace as the cores see it: plain data, replaced as a whole by
 /// [`CoreMsg::Update`](super::CoreMsg::Update).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,6 +21,10 @@ pub struct NsInfo {
     pub caps: Capabilities,
     /// Most bytes that one command may transfer: the smaller of MDTS and the device's own limit.
     pub max_transfer_bytes: u32,
+    /// Blocks that are written atomically with respect to power failure (NAWUPF).
+    pub atomic_blocks: u32,
+    /// Most blocks of a Compare and Write (NACWU).
+    pub fused_blocks: u32,
     /// ANA group, 1-based.
     pub ana_group: u32,
     /// Every write is FUA: the device has a volatile cache, but some connected host was told that there is none
@@ -35,6 +43,8 @@ impl NsInfo {
             block_shift: geometry.block_bytes.trailing_zeros() as u8,
             caps: device.capabilities(),
             max_transfer_bytes: u64::from(max_io_bytes).min(device_bytes) as u32,
+            atomic_blocks: geometry.atomic_blocks,
+            fused_blocks: geometry.compare_write_blocks.min((MAX_FUSED_BYTES / geometry.block_bytes).max(1)),
             ana_group,
             write_through: false,
         }

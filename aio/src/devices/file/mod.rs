@@ -129,6 +129,7 @@ fn geometry(found: &probe::Probed) -> Geometry {
         max_blocks: MAX_TRANSFER_BYTES / found.block_bytes,
         boundary_blocks: u32::try_from(found.boundary_bytes / u64::from(found.block_bytes)).unwrap_or(0),
         atomic_blocks: 1,
+        compare_write_blocks: MAX_TRANSFER_BYTES / found.block_bytes,
         queue_depth: QUEUE_DEPTH,
     }
 }

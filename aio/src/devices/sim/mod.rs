@@ -257,6 +257,7 @@ impl Shared {
             max_blocks: (1 << 20) / config.block_bytes,
             boundary_blocks: 0,
             atomic_blocks: config.atomic_blocks,
+            compare_write_blocks: (1 << 20) / config.block_bytes,
             queue_depth: config.queue_depth,
         }
     }

@@ -6,7 +6,7 @@ use nvme::identify::controller::{
     Ofcs, Oncs, Sgls, Vwc,
 };
 use nvme::identify::namespace::{
-    Dlfeat, IdentifyNamespace, IndependentIdentifyNamespace, LbaFormat, Nmic, Nsattr, Nstat,
+    Dlfeat, IdentifyNamespace, IndependentIdentifyNamespace, LbaFormat, Nmic, Nsattr, Nsfeat, Nstat,
     NvmIdentifyNamespace,
 };
 use nvme::identify::{
@@ -211,6 +211,11 @@ fn nsattr(ns: &Namespace) -> Nsattr {
     Nsattr::NONE.with_if(Nsattr::WRITE_PROTECTED, ns.info.caps.contains(Capabilities::READ_ONLY))
 }
 
+/// An atomic unit as its zero-based field; what does not fit is stated smaller.
+fn unit_z(blocks: u32) -> u16 {
+    blocks.saturating_sub(1).min(u32::from(u16::MAX)) as u16
+}
+
 fn identify_namespace(ns: &Namespace, ana_groups: u16) -> IdentifyNamespace {
     let info = &ns.info;
     let mut id = IdentifyNamespace {
@@ -218,6 +223,10 @@ fn identify_namespace(ns: &Namespace, ana_groups: u16) -> IdentifyNamespace {
         ncap: info.size_blocks.into(),
         nuse: info.size_blocks.into(),
         nmic: Nmic::SHARED,
+        nsfeat: Nsfeat::ATOMICITY,
+        nawun_z: unit_z(info.atomic_blocks).into(),
+        nawupf_z: unit_z(info.atomic_blocks).into(),
+        nacwu_z: unit_z(info.fused_blocks).into(),
         dlfeat: Dlfeat::NONE.with_if(
             Dlfeat::READS_ZERO | Dlfeat::WRITE_ZEROES_DEALLOCATE,
             info.caps.contains(Capabilities::UNMAP | Capabilities::UNMAP_ZEROES | Capabilities::WRITE_ZEROES),

@@ -13,7 +13,6 @@ use super::CoreState;
 use super::buffer::Buffer;
 use super::chunks::Received;
 use super::conn::{Conn, Fill, Phase};
-use super::io::MAX_FUSED_BYTES;
 use super::receive::TTAG_SLOT_MASK;
 use super::slots::{SlotId, State, Step, Task};
 use crate::tcp::{Data, Inbound, emit};
@@ -159,9 +158,9 @@ impl Conn {
     #[cold]
     fn pair(&mut self, id: SlotId, command: &NvmCommand, core: &mut CoreState) -> Result<(), Status> {
         if command.fused == Fused::First {
-            let block_bytes = core.spaces.any(self.slots[id].space).info.block_bytes();
-            if command.len_bytes > MAX_FUSED_BYTES.max(block_bytes) {
-                return Err(Status::INVALID_FIELD);
+            let info = &core.spaces.any(self.slots[id].space).info;
+            if command.blocks.0 > u64::from(info.fused_blocks) {
+                return Err(Status::ATOMIC_WRITE_UNIT_EXCEEDED);
             }
             self.fused = id;
             return Ok(());

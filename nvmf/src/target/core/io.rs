@@ -13,10 +13,6 @@ use super::conn::{Conn, Phase};
 use super::slots::{Line, SlotId, State, Step, Task};
 use super::spaces::SpaceRef;
 
-/// Most bytes that each half of a fused operation transfers; one block where that is more. What hosts use it for,
-/// locks and leases, is smaller.
-pub(super) const MAX_FUSED_BYTES: u32 = 4096;
-
 /// Data of unsent admin answers from which on a connection's further admin commands wait.
 const MAX_HEAP_BYTES: u64 = 64 << 10;
 

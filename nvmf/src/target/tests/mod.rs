@@ -115,6 +115,7 @@ impl BlockDevice for TestDevice {
             max_blocks: 65_536,
             boundary_blocks: 8,
             atomic_blocks: 1,
+            compare_write_blocks: 65_536,
             queue_depth: 128,
         }
     }

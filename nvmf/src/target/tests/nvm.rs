@@ -15,6 +15,8 @@ fn ns() -> NsInfo {
         block_shift: 9,
         caps: ALL_CAPS,
         max_transfer_bytes: 128 * 1024,
+        atomic_blocks: 1,
+        fused_blocks: 8,
         ana_group: 1,
         write_through: false,
     }

@@ -43,6 +43,8 @@ fn io_commands() {
             block_shift: 9 + random.below(8) as u8,
             caps: Capabilities::from_bits_truncate(random.next_u64() as u32),
             max_transfer_bytes: 1 << (12 + random.below(10)),
+            atomic_blocks: 1,
+            fused_blocks: 8,
             ana_group: 1,
             write_through: random.one_in(2),
         };

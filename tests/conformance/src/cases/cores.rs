@@ -150,7 +150,8 @@ pub(super) fn against_writes(world: &World<'_>) -> bool {
     }
     let device = world.device();
     // Long enough that the copies really overlap.
-    let blocks = (256 * 1024 / u64::from(world.block_bytes)).min(device.geometry().max_blocks.into());
+    let blocks =
+        (256 * 1024 / u64::from(world.block_bytes)).min(device.geometry().compare_write_blocks.into());
     let len = blocks as usize * world.block_bytes as usize;
     world.open(&device).write(0, &vec![0; len]);
     let barrier = SpinBarrier(AtomicU64::new(0));

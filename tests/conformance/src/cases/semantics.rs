@@ -136,20 +136,31 @@ pub(super) fn compare_and_write(world: &World<'_>) -> bool {
         return false;
     }
     let mut bench = world.bench();
-    let (old, new) = (vec![1; bench.bytes(2)], vec![2; bench.bytes(2)]);
+    let limit = u64::from(bench.geometry.compare_write_blocks);
+    let n = limit.min(2);
+    let (old, new) = (vec![1; bench.bytes(n)], vec![2; bench.bytes(n)]);
     let step = |from: &[u8], to: &[u8]| {
-        Request::new(Opcode::CompareAndWrite, 9, 2).data(Buf::of(from), &[]).second(Buf::of(to))
+        Request::new(Opcode::CompareAndWrite, 9, n).data(Buf::of(from), &[]).second(Buf::of(to))
     };
     bench.write(9, &old);
     bench.run(step(&new, &old)).fails(IoStatus::COMPARE_FAILURE);
-    assert!(bench.read(9, 2) == old, "a failed compare wrote");
+    assert!(bench.read(9, n) == old, "a failed compare wrote");
     bench.run(step(&old, &new)).ok();
-    assert!(bench.read(9, 2) == new);
+    assert!(bench.read(9, n) == new);
     bench.run(step(&old, &new)).fails(IoStatus::COMPARE_FAILURE);
     // The second list is checked as well as the first.
-    let short = Request::new(Opcode::CompareAndWrite, 9, 2).data(Buf::of(&new), &[]).second(Buf::new(512));
+    let short = Request::new(Opcode::CompareAndWrite, 9, n)
+        .data(Buf::of(&new), &[])
+        .second(Buf::new(bench.bytes(n) - 1));
     bench.run(short).fails(IoStatus::INVALID_FIELD);
-    assert!(bench.read(9, 2) == new);
+    assert!(bench.read(9, n) == new);
+    if limit < u64::from(bench.geometry.max_blocks) && limit < bench.device.size().0 {
+        let long = Buf::new(bench.bytes(limit + 1));
+        let request = Request::new(Opcode::CompareAndWrite, 0, limit + 1).data(long, &[]);
+        bench
+            .run(request.second(Buf::new(bench.bytes(limit + 1))))
+            .fails(IoStatus::ATOMIC_WRITE_UNIT_EXCEEDED);
+    }
     true
 }
 

@@ -99,6 +99,7 @@ impl BlockDevice for Gate {
             max_blocks: 1024,
             boundary_blocks: 0,
             atomic_blocks: 1,
+            compare_write_blocks: 1024,
             queue_depth: 64,
         }
     }
