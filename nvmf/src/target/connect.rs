@@ -66,11 +66,23 @@ impl From<Status> for Rejection {
     }
 }
 
-/// The association ended, maybe between two Connects of a host that reconnects. Linux gives a controller up for good
-/// when a Connect fails with Do Not Retry; here it is to begin again with the admin queue.
-fn association_gone() -> Rejection {
-    let error = ConnectError::data(ConnectData::CNTLID_OFFSET);
+/// Refuses a Connect because of a field whose value may be good a moment later. Linux gives a controller up for good
+/// when a Connect fails with Do Not Retry.
+fn not_now(offset: u16) -> Rejection {
+    let error = ConnectError::data(offset);
     Rejection { status: error.status().without_dnr(), result: error.result() }
+}
+
+/// The association ended, maybe between two Connects of a host that reconnects: it is to begin again with the admin
+/// queue.
+fn association_gone() -> Rejection {
+    not_now(ConnectData::CNTLID_OFFSET)
+}
+
+/// The subsystem is not served here now. A control plane may be about to publish it again: hosts try until their
+/// ctrl-loss time-out, as with other targets.
+fn subsystem_unknown() -> Rejection {
+    not_now(ConnectData::SUBNQN_OFFSET)
 }
 
 /// Ends a Connect early.
@@ -137,7 +149,7 @@ fn try_connect(shared: &Arc<Shared>, request: &ConnectRequest<'_>) -> Result<Que
     let subsystem = model
         .find(connect.subnqn.as_str())
         .filter(|s| s.life == Life::Serving && s.listeners.contains(request.listener))
-        .ok_or(ConnectError::data(ConnectData::SUBNQN_OFFSET))?;
+        .ok_or_else(subsystem_unknown)?;
     if !subsystem.hosts.allows(connect.hostnqn.as_str()) {
         return Err(Status::CONNECT_INVALID_HOST.into());
     }
@@ -156,8 +168,7 @@ impl Connect<'_> {
         }
         let most = usize::from(shared.config.max_controllers);
         let full = model.controllers >= most;
-        let subsystem =
-            model.find_mut(self.subnqn.as_str()).ok_or(ConnectError::data(ConnectData::SUBNQN_OFFSET))?;
+        let subsystem = model.find_mut(self.subnqn.as_str()).ok_or_else(subsystem_unknown)?;
         if subsystem.has_dying(&self.hostnqn, self.hostid) {
             return Err(Stop::Wait);
         }
