@@ -347,12 +347,13 @@ impl<'a> Parts<'a> {
                 b.checked_mul(u64::from(block_bytes)).is_some_and(|bytes| i64::try_from(bytes).is_ok())
             })
             .ok_or_else(|| q.bad("size_mb", self.query, "a size below 8 EiB"))?;
+        let uuid = q.uuid()?;
+        let resize = scheme == "malloc" && q.flag("resize")?;
+        // First: a misspelt size is the better explanation of a missing one.
+        q.finish(scheme, known)?;
         if blocks == 0 && scheme == "malloc" {
             return Err(UriError::NoSize { uri: self.text.to_owned() });
         }
-        let uuid = q.uuid()?;
-        let resize = scheme == "malloc" && q.flag("resize")?;
-        q.finish(scheme, known)?;
         Ok(MemoryUri { name, blocks, block_bytes, uuid, resize })
     }
 
@@ -580,6 +581,7 @@ mod tests {
         assert!(matches!(parse("ftp:///x"), Err(UriError::UnknownScheme { .. })));
         assert!(matches!(parse("malloc:///a/b?size_mb=1"), Err(UriError::TooManySegments { .. })));
         assert!(matches!(parse("malloc:///?size_mb=1"), Err(UriError::Missing { .. })));
+        assert!(matches!(parse("malloc:///a?sizemb=1"), Err(UriError::UnknownParameter { .. })));
         assert!(matches!(parse("malloc:///a?size_mb=1&foo=2"), Err(UriError::UnknownParameter { .. })));
         assert!(matches!(parse("malloc:///a?size_mb=1&size_mb=2"), Err(UriError::Repeated { .. })));
         assert!(matches!(parse("malloc:///a?size_mb=1&uuid=zz"), Err(UriError::BadValue { .. })));
