@@ -404,7 +404,9 @@ impl Conn {
 
     /// Offers a Connect to the control side.
     pub(super) fn connect(&mut self, id: SlotId, sqe: &Sqe, core: &mut CoreState) {
-        // The transmit list is replaced when the queue is granted, so the ICResp has to be gone.
+        // The transmit list is replaced when the queue is granted, so the ICResp has to be gone. It is here still when
+        // the host did not wait for it.
+        self.send_all(core);
         let outcome = if self.tx.is_empty() { self.try_connect(id, sqe, core) } else { ConnectOutcome::Wait };
         match outcome {
             ConnectOutcome::Granted(grant) => {

@@ -160,9 +160,17 @@ impl Conn {
                 return;
             }
         }
-        if !self.waiting.is_empty() {
-            // There is room in the read window again.
+        if !self.waiting.is_empty() || self.connecting.is_some() {
+            // There is room in the read window again; or the ICResp is gone, for which a Connect waits.
             self.retry = true;
+        }
+    }
+
+    /// Sends now what would go at the end of the turn, as far as the socket takes it.
+    #[cold]
+    pub(super) fn send_all(&mut self, core: &mut CoreState) {
+        if !self.tx.is_empty() && !self.backlogged {
+            self.send(core);
         }
     }
 

@@ -37,6 +37,27 @@ fn connect_is_judged() {
     assert_eq!(rig.connect(h, 0xffff, 0, false, 2).sqhd, 0xffff, "flow control is off");
 }
 
+/// Bug: a Connect that came in one segment with the ICReq waited for the next look at the timeouts.
+#[test]
+fn a_host_that_does_not_wait_for_icresp_is_answered_in_the_same_turn() {
+    for room in [1 << 16, 100] {
+        let mut rig = Rig::new(DISK);
+        let (mut ours, theirs) = super::pipe::pipe(1 << 16);
+        ours.limit_send(room);
+        rig.core.adopt(rig.listener, Box::new(ours));
+        rig.hosts.push(host::Host::new(theirs, Local::host()));
+        let data = host::connect_data(0xffff, super::rig::NQN, 1);
+        rig.hosts[0].send(host::connect(1, 0, 32, true), &data, true, 0);
+        if room < 128 {
+            // The ICResp goes in two parts, and the Connect waits for the second.
+            rig.turns(2);
+            assert_eq!(rig.hosts[0].in_flight(), 1);
+        }
+        rig.turn();
+        assert_eq!(rig.hosts[0].done.get(&1).map(|d| d.status), Some(Status::SUCCESS), "room for {room} bytes");
+    }
+}
+
 #[test]
 fn connect_data_by_r2t() {
     let mut rig = Rig::new(DISK);

@@ -37,6 +37,13 @@ pub(super) fn pipe(capacity: usize) -> (PipeEnd, PipeEnd) {
     (end(&a, &b), end(&b, &a))
 }
 
+impl PipeEnd {
+    /// From now on only so many bytes fit into what this end sends.
+    pub(super) fn limit_send(&mut self, capacity: usize) {
+        self.outgoing.borrow_mut().capacity = capacity;
+    }
+}
+
 impl ByteStream for PipeEnd {
     unsafe fn recv(&mut self, bufs: &[SgEntry]) -> io::Result<Option<usize>> {
         let mut way = self.incoming.borrow_mut();
