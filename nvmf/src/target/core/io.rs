@@ -122,6 +122,11 @@ impl Conn {
     fn attempt(&mut self, id: SlotId, core: &mut CoreState) -> Attempt {
         let slot = &self.slots[id];
         if slot.wants_data {
+            if let Err(refusal) = core.spaces.admits(slot.space, self.listener) {
+                // No half of a fused operation waits for this.
+                self.answer(id, refusal, 0, core);
+                return Attempt::Done;
+            }
             return if self.begin_r2ts(id, core) { Attempt::Done } else { Attempt::Starved };
         }
         if slot.is_fused() {
@@ -189,8 +194,13 @@ impl Conn {
             return Attempt::Done;
         };
         let (lends, busy) = (space.lends, space.busy);
-        if busy || core.spaces.paused(at) {
-            return Attempt::Later;
+        match core.spaces.admits(at, self.listener) {
+            Ok(true) if !busy => {}
+            Ok(_) => return Attempt::Later,
+            Err(refusal) => {
+                self.answer_pair(id, second, refusal, core);
+                return Attempt::Done;
+            }
         }
         let mut flags = command.flags | IoFlags::STABLE;
         if command.op == NvmOp::Read {

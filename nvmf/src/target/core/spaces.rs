@@ -125,11 +125,19 @@ impl Spaces {
         place.space.as_mut().expect("invariant: a namespace with I/O in flight or lent memory stays open")
     }
 
-    /// True while the control side holds the commands of this namespace back.
+    /// Whether a command that came through `listener` may be executed now: `Ok(false)` while the control side holds
+    /// the commands of this namespace back. Asked when it is executed, however long it stood in line: an ANA state
+    /// that was set meanwhile holds for it as well.
     #[inline]
-    pub(super) fn paused(&self, at: SpaceRef) -> bool {
-        let space = self.places[usize::from(at.index)].space.as_ref();
-        space.and_then(|s| self.subsystem(s.subsystem)).is_some_and(|s| s.paused)
+    pub(super) fn admits(&self, at: SpaceRef, listener: ListenerId) -> Result<bool, Status> {
+        let space = self.places.get(usize::from(at.index)).and_then(|place| place.space.as_ref());
+        // Commands of no namespace pass; what to do about one that left is for `get` to say.
+        let Some(space) = space else { return Ok(true) };
+        let Some(entry) = self.subsystem(space.subsystem) else { return Ok(true) };
+        match entry.ana.state(listener, space.info.ana_group).refusal() {
+            Some(refusal) => Err(refusal),
+            None => Ok(!entry.paused),
+        }
     }
 
     /// Notes that the device accepted an I/O.
@@ -343,6 +351,8 @@ impl Spaces {
         let index = list.iter().find(|(id, _)| *id == info.nsid).map(|(_, index)| *index);
         if let Some(space) = index.and_then(|i| self.places[usize::from(i)].space.as_mut()) {
             space.info = info;
+            // Commands that wait may have to be refused: the group is another one.
+            self.retry = true;
         }
         for (_, attach, _) in &mut self.opening {
             if (attach.subsystem, attach.info.nsid) == (subsystem, info.nsid) {
@@ -355,6 +365,8 @@ impl Spaces {
     /// Adopts new ANA states.
     pub(super) fn set_ana(&mut self, subsystem: SubsystemId, table: AnaTable, ack: Ack) {
         self.subsystem_mut(subsystem).ana = table;
+        // Commands that wait may have to be refused.
+        self.retry = true;
         ack.done();
     }
 

@@ -8,6 +8,7 @@ use nvme::log::{ErrorEntry, GetLogPage, Lid, SmartLog};
 use nvme::property::{Cc, Csts, PropertyOffset};
 use nvme::{Cid, Nsid, NvmOpcode, Qid, Sqe, Status, fabrics::PropertySqe};
 
+use super::gate::Gate;
 use super::host::{Done, rw};
 use super::rig::{NQN, Rig};
 use crate::target::{AllowedHosts, AnaState, SubsystemSpec};
@@ -152,6 +153,49 @@ fn ana_states_refuse_io_and_nothing_else() {
         assert_eq!(run(&mut rig, io, rw(NvmOpcode::READ, 9, 1, 0, 1), 512).status, status, "{state:?}");
         let identify = Identify::new(Cns::NAMESPACE, Nsid(1)).sqe();
         assert_eq!(run(&mut rig, admin, identify, 4096).status, Status::SUCCESS);
+    }
+}
+
+/// Bug: an ANA state was judged only when a command arrived: those that waited for their device or for the end of a
+/// pause were executed after the group had become inaccessible, and the host was told that it is.
+#[test]
+fn commands_that_wait_are_refused_when_their_group_becomes_inaccessible() {
+    let mut rig = Rig::new(DISK);
+    let target = rig.target.clone();
+    let spec = SubsystemSpec { ana_groups: 1, ..SubsystemSpec::new(NQN) };
+    rig.block_on(target.delete_subsystem(NQN)).unwrap();
+    rig.block_on(target.create_subsystem(spec)).unwrap();
+    let gate = Gate::new(1, 1, false);
+    let namespace = crate::target::NamespaceSpec::new(std::sync::Arc::new(gate.clone()));
+    rig.block_on(target.add_namespace(NQN, namespace)).unwrap();
+    let (_, io) = rig.login(Local::host(), false, 1);
+    for paused in [false, true] {
+        rig.hosts[io].send(rw(NvmOpcode::READ, 10, 1, 0, 1), &[], false, 512);
+        rig.turns(2);
+        if paused {
+            gate.complete(1, 0);
+            assert_eq!(rig.wait(io, 10).status, Status::SUCCESS);
+            rig.block_on(target.pause(NQN)).unwrap();
+        }
+        // A read, a write with its data, and one whose data comes later.
+        rig.hosts[io].send(rw(NvmOpcode::READ, 11, 1, 0, 1), &[], false, 512);
+        rig.hosts[io].send(rw(NvmOpcode::WRITE, 12, 1, 0, 1), &[1; 512], true, 0);
+        rig.hosts[io].send(rw(NvmOpcode::WRITE, 13, 1, 0, 1), &[1; 512], false, 0);
+        rig.turns(3);
+        assert_eq!(gate.waiting(), usize::from(!paused));
+        rig.block_on(target.set_ana_state(NQN, None, 1, AnaState::Inaccessible)).unwrap();
+        for cid in 11..14 {
+            assert_eq!(rig.wait(io, cid).status, Status::ANA_INACCESSIBLE, "command {cid}, paused: {paused}");
+        }
+        rig.block_on(target.set_ana_state(NQN, None, 1, AnaState::Optimized)).unwrap();
+        if paused {
+            rig.block_on(target.resume(NQN)).unwrap();
+            rig.turns(3);
+        } else {
+            gate.complete(1, 0);
+            assert_eq!(rig.wait(io, 10).status, Status::SUCCESS, "what the device had");
+        }
+        assert_eq!(gate.waiting(), 0);
     }
 }
 
