@@ -19,10 +19,15 @@ pub fn nqn_of(name: &str) -> String {
     format!("{NQN_PREFIX}{name}")
 }
 
+/// Entries that every host may ask for on its admin queue: the least that a discovery log entry may say (ASQSZ, NVMe
+/// Base 2.0, section 5.16.1.23), and what hosts ask for without looking.
+pub const MIN_ADMIN_ENTRIES: u16 = 32;
+
 /// Limits and identity of a target. All of it is fixed for the target's life.
 #[derive(Clone, Debug)]
 pub struct TargetConfig {
-    /// Most entries of one queue (CAP.MQES + 1, and MAXCMD).
+    /// Most entries of one I/O queue (CAP.MQES + 1, and MAXCMD). Admin queues have at least
+    /// [`MIN_ADMIN_ENTRIES`], whatever this says.
     pub queue_entries: u16,
     /// Most I/O queues of one controller.
     pub io_queues: u16,
@@ -77,6 +82,11 @@ impl TargetConfig {
         self.max_io_bytes = prev_power_of_two(self.max_io_bytes.clamp(4096, 64 * 1024 * 1024));
         self.max_namespaces = self.max_namespaces.clamp(1, 16 * 1024);
         self
+    }
+
+    /// Most entries of an admin queue.
+    pub(super) fn admin_entries(&self) -> u16 {
+        self.queue_entries.max(MIN_ADMIN_ENTRIES)
     }
 }
 

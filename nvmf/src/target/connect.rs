@@ -137,7 +137,9 @@ fn try_connect(shared: &Arc<Shared>, request: &ConnectRequest<'_>) -> Result<Que
         subnqn: data.subnqn()?,
         hostnqn: data.hostnqn()?,
     };
-    if sqe.entries() < 2 || sqe.entries() > u32::from(shared.config.queue_entries) {
+    let config = &shared.config;
+    let most = if sqe.qid().is_admin() { config.admin_entries() } else { config.queue_entries };
+    if sqe.entries() < 2 || sqe.entries() > u32::from(most) {
         return Err(ConnectError::sqe(ConnectError::SQSIZE_OFFSET).into());
     }
     if connect.hostid == HostId::NONE {

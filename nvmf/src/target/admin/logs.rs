@@ -135,7 +135,7 @@ impl Controller {
                 }
                 let Some(addr) = self.seen_address(*addr) else { continue };
                 let mut entry = DiscoveryEntry::tcp(subtype, &subsystem.nqn, addr, id.0 + 1);
-                entry.asqsz = self.shared.config.queue_entries.into();
+                entry.asqsz = self.shared.config.admin_entries().into();
                 if subsystem.kind == ControllerKind::Discovery {
                     entry.eflags = EntryFlags::DUPLICATE_INFORMATION | EntryFlags::PERSISTENT_CONNECTION;
                 }

@@ -139,6 +139,26 @@ fn identifiers_come_from_the_range_and_are_not_reused_early() {
     assert_eq!(granted(bench.admin_of(NQN, HOST)).controller().cntlid(), Cntlid(11), "longest free first");
 }
 
+/// Bug: a target with short queues refused every host, because each asks for 32 entries on its admin queue.
+#[test]
+fn short_io_queues_leave_the_admin_queue_usable() {
+    let config = TargetConfig { queue_entries: 16, ..TargetConfig::default() };
+    let bench = Bench::with(config, SubsystemSpec::new(NQN), ALL_CAPS);
+    let admin = bench.host();
+    assert_eq!(admin.entries(), 32);
+    let data = connect_data(NQN, HOST, admin.controller().cntlid());
+    let too_long = rejected(bench.offer(&ConnectSqe::new(Qid(1), 17, 0), &data, at(0)));
+    assert_eq!((too_long.status, too_long.result), (INVALID, 44));
+    assert_eq!(granted(bench.offer(&ConnectSqe::new(Qid(1), 16, 0), &data, at(0))).entries(), 16);
+    let data = connect_data(NQN, HOST, Cntlid::DYNAMIC);
+    assert_eq!(rejected(bench.offer(&ConnectSqe::new(Qid(0), 33, 0), &data, at(0))).result, 44);
+    let discovery = granted(bench.admin_of(nvme::nqn::DISCOVERY_NQN, HOST));
+    enable(&discovery);
+    let page = read_log(&discovery, Lid::DISCOVERY, 4096);
+    let entry = nvme::log::DiscoveryEntry::read(&page[1024..]).unwrap();
+    assert_eq!(entry.asqsz.get(), 32);
+}
+
 #[test]
 fn the_number_of_controllers_is_bounded() {
     let config = TargetConfig { max_controllers: 4, ..TargetConfig::default() };
