@@ -7,6 +7,7 @@ use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with, sockopt};
 
@@ -47,10 +48,26 @@ pub(super) fn listening(addr: SocketAddr, backlog: i32, share: bool) -> io::Resu
     Ok(fd)
 }
 
+/// Silence after which an idle connection is probed, time between two probes, and probes that may stay unanswered.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// How long sent data (or a probe) may stay without an acknowledgement. The kernel's own patience is about 15 minutes.
+const USER_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Options of every connected stream.
+///
+/// A peer that lost its power says no farewell. Protocols have their own timers, but may switch them off (a Keep Alive
+/// Timeout of 0); so the kernel ends a connection whose peer was unreachable for a minute, idle or not.
 pub(super) fn set_stream_options(fd: BorrowedFd<'_>) -> io::Result<()> {
     // Requests and answers are small and waited for; we gather them ourselves.
     sockopt::set_tcp_nodelay(fd, true)?;
+    sockopt::set_tcp_keepidle(fd, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(fd, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(fd, KEEPALIVE_PROBES)?;
+    sockopt::set_tcp_user_timeout(fd, USER_TIMEOUT.as_millis() as u32)?;
+    sockopt::set_socket_keepalive(fd, true)?;
     Ok(())
 }
 
@@ -130,4 +147,27 @@ pub(super) unsafe fn send(fd: BorrowedFd<'_>, bufs: &[SgEntry]) -> io::Result<Op
     // SAFETY: `msg` names `len` initialised vectors, and their memory is promised by the caller. `ptr::from_ref` only
     // gives the header's address.
     attempt(|| unsafe { libc::sendmsg(fd.as_raw_fd(), ptr::from_ref(&msg), flags) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    /// Bug: nothing ever ended the connection of a host that lost its power and had no Keep Alive Timer.
+    #[test]
+    fn a_peer_that_vanished_is_found() {
+        for addr in ["127.0.0.1:0", "[::1]:0"] {
+            let addr: SocketAddr = addr.parse().unwrap();
+            let fd = tcp(&addr).unwrap();
+            set_stream_options(fd.as_fd()).unwrap();
+            assert!(sockopt::socket_keepalive(&fd).unwrap() && sockopt::tcp_nodelay(&fd).unwrap());
+            let longest =
+                sockopt::tcp_keepidle(&fd).unwrap() + sockopt::tcp_keepintvl(&fd).unwrap() * KEEPALIVE_PROBES;
+            assert_eq!(sockopt::tcp_keepcnt(&fd).unwrap(), KEEPALIVE_PROBES);
+            assert!(longest <= Duration::from_secs(60), "{longest:?}");
+            assert_eq!(sockopt::tcp_user_timeout(&fd).unwrap(), 60_000);
+        }
+    }
 }

@@ -24,6 +24,14 @@
 //! subsystem is deleted, the controller dies: every queue reads [`QueueGrant::closing`], and the identifier is
 //! free again when the last grant was dropped. Only then does a new association of the same host begin
 //! (`HAZARDS` H3): until then its Connect is told to wait.
+//!
+//! A new admin Connect does *not* end a living association of the same host, although a host that was rebooted comes
+//! back that way. NVMe lets one host (same HOSTNQN and HOSTID) have several associations with a subsystem at one time,
+//! and hosts do: one for each path, and more with duplicate connections allowed. Nothing in Connect tells the two
+//! apart. The Linux target does the same: every Connect makes another controller. What the host left behind ends by
+//! its Keep Alive Timer; where the host switched that off (KATO 0), by TCP, which probes idle connections and gives
+//! up a peer that did not acknowledge anything for a minute (`aio`, options of streams). A rebooted host that is
+//! reachable again answers the first such probe with a reset.
 
 pub mod admin;
 pub mod ana;
