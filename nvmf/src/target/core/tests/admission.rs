@@ -54,7 +54,11 @@ fn a_host_that_does_not_wait_for_icresp_is_answered_in_the_same_turn() {
             assert_eq!(rig.hosts[0].in_flight(), 1);
         }
         rig.turn();
-        assert_eq!(rig.hosts[0].done.get(&1).map(|d| d.status), Some(Status::SUCCESS), "room for {room} bytes");
+        assert_eq!(
+            rig.hosts[0].done.get(&1).map(|d| d.status),
+            Some(Status::SUCCESS),
+            "room for {room} bytes"
+        );
     }
 }
 
