@@ -2,9 +2,13 @@
 //!
 //! # Map
 //! - [`types`]: the numbers: lines, blocks, sequence numbers, addresses.
+//! - [`info`]: what the control side asks for and is told. - [`error`]: why it is refused.
 //! - `FORMAT.md`, beside this crate's manifest: every byte, and why each order of writes is safe.
 #![warn(missing_docs)]
 
+pub mod error;
+pub mod info;
 pub mod types;
 
+pub use error::LvsError;
 pub use types::{BLOCK_BYTES, BlockNo, LineId, PagePtr, Pba, Place, SegmentId, Seq, Version};

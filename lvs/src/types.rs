@@ -8,6 +8,12 @@ pub const BLOCK_BYTES: u32 = 4096;
 /// Most devices of one pool: device indices have to fit a [`Pba`].
 pub const MAX_MEMBERS: usize = 64;
 
+/// Most bytes of a name of a pool, volume or snapshot.
+pub const MAX_NAME_BYTES: usize = 255;
+
+/// Most bytes of a volume.
+pub const MAX_VOLUME_BYTES: u64 = 1 << 50;
+
 /// A line: one volume's head together with its snapshots. A clone begins a new line. Never used twice in a pool.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct LineId(pub u32);

@@ -1,0 +1,168 @@
+//! What the control side asks for and is told: plain data.
+
+use std::time::SystemTime;
+
+use uuid::Uuid;
+
+/// How a pool is made.
+#[derive(Clone, Debug)]
+pub struct CreatePool {
+    /// 1 to 255 bytes, unique on the node.
+    pub name: String,
+    /// Chosen when `None`.
+    pub uuid: Option<Uuid>,
+    /// Takes disks that hold something else.
+    pub force: bool,
+}
+
+/// How a pool is found on its disks.
+#[derive(Clone, Debug, Default)]
+pub struct ImportPool {
+    /// Refuse a pool of another name.
+    pub name: Option<String>,
+    /// Refuse a pool of another uuid.
+    pub uuid: Option<Uuid>,
+}
+
+/// A pool's state in figures. Bytes, unless named otherwise.
+#[derive(Clone, Debug)]
+pub struct PoolInfo {
+    /// Its name.
+    pub name: String,
+    /// Its identity.
+    pub uuid: Uuid,
+    /// Names of its devices, in the order of their index.
+    pub disks: Vec<String>,
+    /// Why it takes no more writes; `None` = healthy.
+    pub fault: Option<String>,
+    /// What volumes can hold. What cleaning and metadata need is left out already.
+    pub capacity_bytes: u64,
+    /// Held by live blocks of volumes and snapshots, and by reservations of thick volumes.
+    pub used_bytes: u64,
+    /// Sum of the sizes of all volumes, thin ones included.
+    pub committed_bytes: u64,
+    /// Bytes of all devices together.
+    pub raw_bytes: u64,
+    /// Block size that its volumes have.
+    pub block_bytes: u32,
+    /// Bytes of a segment.
+    pub segment_bytes: u64,
+    /// Segments: of all, and those that are free.
+    pub segments: (u32, u32),
+    /// Pages of map in use.
+    pub map_pages: u64,
+}
+
+/// How a volume is made.
+#[derive(Clone, Debug)]
+pub struct CreateVolume {
+    /// Unique in the pool, 1 to 255 bytes.
+    pub name: String,
+    /// Chosen when `None`; unique in the pool.
+    pub uuid: Option<Uuid>,
+    /// Rounded up to 4096.
+    pub size_bytes: u64,
+    /// Space is taken when written, not reserved.
+    pub thin: bool,
+    /// The owner's name for it.
+    pub entity_id: Option<String>,
+}
+
+/// A volume, as lists show it.
+#[derive(Clone, Debug)]
+pub struct VolumeInfo {
+    /// Its identity.
+    pub uuid: Uuid,
+    /// Its name.
+    pub name: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Its block size.
+    pub block_bytes: u32,
+    /// Without reservation.
+    pub thin: bool,
+    /// Held by its own writes since its newest snapshot (reservations of a thick volume included).
+    pub allocated_bytes: u64,
+    /// Held by the snapshots of its line, from which it reads what it did not write since.
+    pub snapshots_bytes: u64,
+    /// Snapshots of this volume that still exist.
+    pub snapshots: u32,
+    /// The snapshot that it was cloned from.
+    pub clone_of: Option<Uuid>,
+    /// When it was made.
+    pub created: SystemTime,
+    /// Its stored properties.
+    pub properties: VolumeProperties,
+}
+
+/// What a volume carries for others; kept over import.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct VolumeProperties {
+    /// It was shared over NVMe-oF, and is again after an import.
+    pub shared: bool,
+    /// Host NQNs that may connect; empty = all.
+    pub allowed_hosts: Vec<String>,
+    /// The owner's name for it.
+    pub entity_id: Option<String>,
+}
+
+/// How a snapshot is made.
+#[derive(Clone, Debug)]
+pub struct CreateSnapshot {
+    /// Unique in the pool.
+    pub name: String,
+    /// Unique in the pool.
+    pub uuid: Uuid,
+    /// The transaction that it belongs to.
+    pub txn_id: String,
+    /// The owner's name for it.
+    pub entity_id: String,
+    /// When, as the caller says (all snapshots of one volume's replicas carry the same time).
+    pub created: SystemTime,
+}
+
+/// A snapshot, as lists show it.
+#[derive(Clone, Debug)]
+pub struct SnapshotInfo {
+    /// As given.
+    pub name: String,
+    /// As given.
+    pub uuid: Uuid,
+    /// As given.
+    pub txn_id: String,
+    /// As given.
+    pub entity_id: String,
+    /// As given.
+    pub created: SystemTime,
+    /// The volume that it was taken of; `None` when that is gone.
+    pub source: Option<Uuid>,
+    /// Name of the source at that time.
+    pub source_name: String,
+    /// Size of the source at that time.
+    pub size_bytes: u64,
+    /// Held by it: written between the snapshot before it and itself, and still needed.
+    pub allocated_bytes: u64,
+    /// Held by all older snapshots of its line.
+    pub ancestors_bytes: u64,
+    /// Clones that exist.
+    pub clones: u32,
+    /// Deleted, but clones still need it: it goes with the last of them.
+    pub discarded: bool,
+}
+
+/// Counters of a pool or a volume since it was opened or they were reset.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct IoStats {
+    /// Completed reads, and their bytes.
+    pub reads: u64,
+    /// Bytes.
+    pub read_bytes: u64,
+    /// Completed writes.
+    pub writes: u64,
+    /// Bytes.
+    pub written_bytes: u64,
+    /// Completed unmaps and zeroings.
+    pub unmaps: u64,
+    /// Bytes.
+    pub unmapped_bytes: u64,
+}
