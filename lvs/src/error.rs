@@ -112,7 +112,9 @@ pub enum LvsError {
         missing: usize,
     },
     /// What is on the disks cannot be right.
-    #[error("pool {pool} is damaged: {what}; do not write to its disks, and run `keelson pool check` on them")]
+    #[error(
+        "pool {pool} is damaged: {what}; do not write to its disks, and run `keelson pool check` on them"
+    )]
     Damaged {
         /// Which pool.
         pool: String,
