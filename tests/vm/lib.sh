@@ -123,14 +123,14 @@ nvmet_namespace() { # NQN NSID DEVICE
     echo -n "$3" >"$NVMET/subsystems/$1/namespaces/$2/device_path"
     echo 1 >"$NVMET/subsystems/$1/namespaces/$2/enable"
 }
-nvmet_port() { # PORT NQN
+nvmet_listen() { # PORT
     mkdir -p "$NVMET/ports/1"
     echo tcp >"$NVMET/ports/1/addr_trtype"
     echo ipv4 >"$NVMET/ports/1/addr_adrfam"
     echo 0.0.0.0 >"$NVMET/ports/1/addr_traddr"
     echo "$1" >"$NVMET/ports/1/addr_trsvcid"
-    ln -s "$NVMET/subsystems/$2" "$NVMET/ports/1/subsystems/$2"
 }
+nvmet_share() { ln -s "$NVMET/subsystems/$1" "$NVMET/ports/1/subsystems/$1"; } # NQN; the first makes the port listen
 
 # ---- checks of a disk, whoever serves it
 
@@ -209,7 +209,7 @@ export_disk() {
 data_folder() {
     modprobe -a loop ext4
     truncate -s "${1:-400}M" /run/data.img
-    mkfs.ext4 -q -F /run/data.img
+    mkfs.ext4 -q -F -b 4096 /run/data.img # smaller ones get 1024-byte blocks otherwise
     mkdir -p /run/data
     mount -o loop /run/data.img /run/data
 }

@@ -9,6 +9,7 @@
 //! - [`mod@bench`]: drives one channel and keeps the accounts. - [`buf`]: the payload memory.
 //! - [`reactor`]: a driver that turns a reactor.
 //! - `cases`: bounds and shapes, data and semantics, queueing and lifecycle, cores.
+//! - `bin/conform`: the suite against a namespace of any NVMe/TCP target, by URI; the VM runs it on the kernel's.
 //!
 //! # Unsafe
 //! `bench` and `buf` hand memory to devices and read what they lent.
@@ -23,6 +24,7 @@ pub mod reactor;
 use std::cell::RefCell;
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -88,7 +90,7 @@ pub trait Fixture: Sync {
     /// A fresh device. Contents are anything, of the size and block size asked for.
     fn create(&self, spec: Spec, driver: &DriverRef) -> Arc<dyn BlockDevice>;
 
-    /// The driver of the thread that calls. Called once a thread.
+    /// The driver of the thread that calls. A thread has at most one at a time.
     fn driver(&self) -> DriverRef {
         Rc::new(RefCell::new(NoDriver))
     }
@@ -120,6 +122,38 @@ pub fn run(fixture: &dyn Fixture, block_bytes: u32) {
         core::mem::forget(guard);
     }
     println!("{} cases at {block_bytes} B, not applicable: {skipped:?}", cases::ALL.len() - skipped.len());
+}
+
+/// How one case ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It holds.
+    Passed,
+    /// The device lacks what the case is about.
+    NotApplicable,
+    /// It panicked; the panic's message went to standard error.
+    Failed,
+}
+
+/// The same as [`run`] for a program that reports: goes on after a failure, and tells `each` how every case ended
+/// and how long it took. Each case gets a driver of its own, so that nothing of a failed one is left.
+pub fn run_each(
+    fixture: &dyn Fixture,
+    block_bytes: u32,
+    mut each: impl FnMut(&'static str, Outcome, Duration),
+) {
+    for (name, case) in cases::ALL {
+        let started = Instant::now();
+        let applies = catch_unwind(AssertUnwindSafe(|| {
+            case(&bench::World::new(fixture, fixture.driver(), block_bytes))
+        }));
+        let outcome = match applies {
+            Ok(true) => Outcome::Passed,
+            Ok(false) => Outcome::NotApplicable,
+            Err(_) => Outcome::Failed,
+        };
+        each(name, outcome, started.elapsed());
+    }
 }
 
 /// Runs a future of the control side while its thread's driver turns.

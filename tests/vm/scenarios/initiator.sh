@@ -6,7 +6,8 @@ modprobe nvme-tcp
 nqn=nqn.2026-01.test:kernel
 nvmet_subsystem $nqn KERNEL01
 nvmet_namespace $nqn 1 /dev/ram0
-nvmet_port 4420 $nqn
+nvmet_listen 4420
+nvmet_share $nqn
 uri="nvmf+tcp://127.0.0.1:4420/$nqn"
 
 for pattern in randrw randwrite rw; do

@@ -5,7 +5,8 @@ modprobe nvme-tcp
 nqn=nqn.2026-01.test:kernel
 nvmet_subsystem $nqn KERNEL01
 nvmet_namespace $nqn 1 /dev/ram0
-nvmet_port 8420 $nqn
+nvmet_listen 8420
+nvmet_share $nqn
 
 has "discover" "subnqn: *$nqn" nvme discover -t tcp -a 127.0.0.1 -s 8420 -q "$HOST_NQN" -I "$HOST_ID"
 check "connect" nvme_connect $nqn -i 2

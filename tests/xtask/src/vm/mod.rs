@@ -93,7 +93,7 @@ fn play(report: &mut Report, scenarios: &[Scenario], keelson: Option<&Path>) -> 
 /// are here.
 fn build() -> Result<PathBuf> {
     let mut command = cargo();
-    command.args(["build", "--locked", "--package", "keelson"]);
+    command.args(["build", "--locked", "--package", "keelson", "--package", "conformance"]);
     let status = run_command(&mut command)?;
     ensure!(status, "`{}` failed", shown(&command));
     Ok(target().join("debug/keelson"))
@@ -161,7 +161,10 @@ impl Share {
             std::fs::copy(&from, &to)
                 .with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
         }
-        let environment = format!("export KEELSON={:?}\n", keelson.display().to_string());
+        let shown = |path: &Path| path.display().to_string();
+        // Cargo puts what it builds side by side.
+        let conform = keelson.with_file_name("conform");
+        let environment = format!("export KEELSON={:?} CONFORM={:?}\n", shown(keelson), shown(&conform));
         std::fs::write(self.path.join("environment"), environment).context("writing the guest's environment")
     }
 
