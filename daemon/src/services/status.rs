@@ -61,6 +61,7 @@ fn target_code(error: &TargetError) -> Code {
         T::SubsystemExists(_) | T::NsidInUse { .. } | T::DuplicateUuid { .. } => Code::AlreadyExists,
         T::NoSubsystem(_) | T::NoNamespace { .. } | T::NoListener(_) => Code::NotFound,
         T::NamespacesFull { .. } => Code::ResourceExhausted,
+        T::PauseTooLong { .. } => Code::Aborted,
         T::Core { .. } => Code::Internal,
     }
 }

@@ -71,10 +71,14 @@ pub enum CoreMsg {
         ack: Ack,
     },
     /// Stop admitting I/O commands of the subsystem's namespaces (they wait in their queues), let those in
-    /// flight complete, acknowledge. Admin commands, Keep Alive and Abort go on.
+    /// flight complete, acknowledge. Admin commands, Keep Alive and Abort go on. When this lasts for longer than
+    /// [`TargetConfig::pause_limit`](super::TargetConfig::pause_limit), say so with
+    /// [`Target::pause_expired`](super::Target::pause_expired).
     Pause {
         /// The subsystem's place in the core's table.
         subsystem: SubsystemId,
+        /// Which pause it is.
+        number: u64,
         /// Sent when nothing is in flight on this core.
         ack: Ack,
     },

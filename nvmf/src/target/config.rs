@@ -42,6 +42,9 @@ pub struct TargetConfig {
     pub association_timeout: Duration,
     /// How long a Connect waits for the host's earlier association to drain before it is told to come again.
     pub drain_timeout: Duration,
+    /// How long a subsystem stays paused at most: then its commands go on, and who paused it is told. Well below the
+    /// 30 s after which Linux gives up a command by default. At most a day.
+    pub pause_limit: Duration,
     /// Most controllers over all subsystems. At most half of them are discovery controllers.
     pub max_controllers: u16,
     /// Highest nsid and most namespaces of a subsystem that does not say otherwise.
@@ -64,6 +67,7 @@ impl Default for TargetConfig {
             kato_max: Duration::from_secs(3600),
             association_timeout: Duration::from_secs(120),
             drain_timeout: Duration::from_secs(10),
+            pause_limit: Duration::from_secs(15),
             max_controllers: 1024,
             max_namespaces: 1024,
             model: "Mayastor NVMe controller".to_owned(),
@@ -81,6 +85,7 @@ impl TargetConfig {
         self.in_capsule_bytes = self.in_capsule_bytes.min(64 * 1024) & !15;
         self.max_io_bytes = prev_power_of_two(self.max_io_bytes.clamp(4096, 64 * 1024 * 1024));
         self.max_namespaces = self.max_namespaces.clamp(1, 16 * 1024);
+        self.pause_limit = self.pause_limit.min(Duration::from_secs(24 * 3600));
         self
     }
 

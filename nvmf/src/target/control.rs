@@ -18,7 +18,7 @@ use super::controller::{ControllerKind, Death};
 use super::counters::{IoCounters, IoTotals};
 use super::error::TargetError;
 use super::handle::{Shared, Target};
-use super::model::{Ana, Life, Model, Namespace, Subsystem};
+use super::model::{Ana, Life, Model, Namespace, Pause, Subsystem};
 use super::ns::{NsIds, NsInfo};
 use super::promise::{Resolver, promise};
 
@@ -93,17 +93,25 @@ impl Target {
     }
 
     /// Stops admission of I/O commands to the subsystem on every core and waits until none is in flight. Commands
-    /// that arrive wait in their queues. Pauses do not nest.
+    /// that arrive wait in their queues. Pauses do not nest; a second one begins the time of the first anew.
+    ///
+    /// # Errors
+    /// [`TargetError::PauseTooLong`]: commands were in flight for longer than
+    /// [`TargetConfig::pause_limit`](super::TargetConfig::pause_limit), and the pause was undone.
     pub async fn pause(&self, nqn: &str) -> Result<(), TargetError> {
         let (answer, done) = promise();
-        self.shared.set_paused(nqn, true, answer)?;
+        self.shared.pause(nqn, answer)?;
         done.await
     }
 
     /// Ends a [`pause`](Self::pause).
+    ///
+    /// # Errors
+    /// [`TargetError::PauseTooLong`]: the pause ended by itself before this, when it came to its limit. What was done
+    /// meanwhile was done under I/O. The subsystem is not paused.
     pub async fn resume(&self, nqn: &str) -> Result<(), TargetError> {
         let (answer, done) = promise();
-        self.shared.set_paused(nqn, false, answer)?;
+        self.shared.resume(nqn, answer)?;
         done.await
     }
 }
@@ -171,7 +179,7 @@ impl Shared {
             controllers: Default::default(),
             retired: IoTotals::default(),
             life: Life::Serving,
-            paused: false,
+            pause: Pause::None,
         });
         model.discovery_changed();
         let acks =
@@ -443,21 +451,61 @@ impl Shared {
         Ok(())
     }
 
-    fn set_paused(self: &Arc<Self>, nqn: &str, paused: bool, answer: Answer<()>) -> Result<(), TargetError> {
+    fn pause(self: &Arc<Self>, nqn: &str, answer: Answer<()>) -> Result<(), TargetError> {
+        let mut guard = self.lock();
+        let model = &mut *guard;
+        let number = model.next_pause;
+        let subsystem = model.serving_mut(nqn)?;
+        subsystem.pause = Pause::Held(number);
+        let id = subsystem.id;
+        let failure = core_failure("pausing", &subsystem.nqn);
+        model.next_pause += 1;
+        let acks = Acks::broadcast(&model.cores, |ack| CoreMsg::Pause { subsystem: id, number, ack });
+        drop(guard);
+        let shared = self.clone();
+        acks.then(move |result| {
+            let mut model = shared.lock();
+            let undone = model.subsystem_mut(id).filter(|s| s.pause == Pause::Undone(number));
+            let too_long = undone.map(|subsystem| {
+                subsystem.pause = Pause::None;
+                shared.pause_too_long(&subsystem.nqn)
+            });
+            drop(model);
+            answer.resolve(too_long.map_or(result.map_err(failure), Err));
+        });
+        Ok(())
+    }
+
+    fn resume(self: &Arc<Self>, nqn: &str, answer: Answer<()>) -> Result<(), TargetError> {
         let mut guard = self.lock();
         let model = &mut *guard;
         let subsystem = model.serving_mut(nqn)?;
-        subsystem.paused = paused;
+        if let Pause::Undone(_) = std::mem::take(&mut subsystem.pause) {
+            return Err(self.pause_too_long(&subsystem.nqn));
+        }
         let id = subsystem.id;
-        let op = if paused { "pausing" } else { "resuming" };
-        let failure = core_failure(op, &subsystem.nqn);
-        let acks = Acks::broadcast(&model.cores, |ack| match paused {
-            true => CoreMsg::Pause { subsystem: id, ack },
-            false => CoreMsg::Resume { subsystem: id, ack },
-        });
+        let failure = core_failure("resuming", &subsystem.nqn);
+        let acks = Acks::broadcast(&model.cores, |ack| CoreMsg::Resume { subsystem: id, ack });
         drop(guard);
         acks.then(move |result| answer.resolve(result.map_err(failure)));
         Ok(())
+    }
+
+    fn pause_too_long(&self, nqn: &Nqn) -> TargetError {
+        TargetError::PauseTooLong { nqn: nqn.to_string(), limit: self.config.pause_limit }
+    }
+
+    /// A core has held commands back for as long as it may: they go on everywhere, and whoever asked for the pause is
+    /// told when it is done or ends it.
+    pub(super) fn undo_pause(&self, id: SubsystemId, number: u64) {
+        let mut model = self.lock();
+        let Some(subsystem) = model.subsystem_mut(id).filter(|s| s.pause == Pause::Held(number)) else {
+            return;
+        };
+        subsystem.pause = Pause::Undone(number);
+        let acks = Acks::broadcast(&model.cores, |ack| CoreMsg::Resume { subsystem: id, ack });
+        drop(model);
+        acks.then(|_| ());
     }
 
     /// Tells the hosts of a namespace that came or changed.

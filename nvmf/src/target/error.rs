@@ -109,6 +109,18 @@ pub enum TargetError {
     /// The discovery subsystem takes no namespaces and cannot be deleted.
     #[error("{0} is the discovery subsystem, which cannot be changed in this way")]
     Discovery(String),
+    /// Other than with the other variants, the subsystem is not as it was asked to be: it is not paused.
+    #[error(
+        "the pause of subsystem {nqn} lasted longer than its limit of {} ms and was undone; \
+         do again what needed it",
+        limit.as_millis()
+    )]
+    PauseTooLong {
+        /// Which.
+        nqn: String,
+        /// [`TargetConfig::pause_limit`](super::TargetConfig::pause_limit).
+        limit: std::time::Duration,
+    },
     /// A core could not do its part.
     #[error("{op} of subsystem {nqn} failed")]
     Core {

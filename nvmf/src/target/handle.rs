@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nvme::Nqn;
 
 use super::ana::ListenerId;
-use super::board::{Acks, Attach, CoreInbox, CoreIndex, CoreMsg};
+use super::board::{Acks, Attach, CoreInbox, CoreIndex, CoreMsg, SubsystemId};
 use super::config::{AllowedHosts, Listeners, TargetConfig, serial_of};
 use super::controller::{Controller, ControllerKind};
 use super::counters::{IoCounters, IoTotals};
 use super::error::TargetError;
-use super::model::{Ana, Life, Model, Subsystem};
+use super::model::{Ana, Life, Model, Pause, Subsystem};
 
 /// A handle on one target. Cheap to clone, usable from any thread; the target lives as long as a handle, a core
 /// or a connection holds it.
@@ -42,6 +42,7 @@ impl Target {
             discovery_generation: 0,
             controllers: 0,
             next_namespace: 0,
+            next_pause: 0,
             started: None,
         };
         let nqn = Nqn::discovery();
@@ -61,7 +62,7 @@ impl Target {
             controllers: Default::default(),
             retired: IoTotals::default(),
             life: Life::Serving,
-            paused: false,
+            pause: Pause::None,
         });
         let shared = Shared { config, model: Mutex::new(model), connects_wait: AtomicBool::new(false) };
         Self { shared: Arc::new(shared) }
@@ -70,6 +71,12 @@ impl Target {
     /// The limits that it was made with, brought into what the wire can say.
     pub fn config(&self) -> &TargetConfig {
         &self.shared.config
+    }
+
+    /// Called by a core that holds commands of a subsystem back, by the order of pause `number`, for as long as it may:
+    /// the pause ends on every core, and whoever asked for it gets an error.
+    pub fn pause_expired(&self, subsystem: SubsystemId, number: u64) {
+        self.shared.undo_pause(subsystem, number);
     }
 
     /// Adds a core that will have connections. `wake` makes its reactor turn soon, from any thread, without
@@ -89,8 +96,8 @@ impl Target {
                 let attach = Attach { subsystem: id, info: ns.info, device: ns.device.clone(), counters };
                 inbox.post(CoreMsg::Attach(attach, unheard.ack()));
             }
-            if subsystem.paused {
-                inbox.post(CoreMsg::Pause { subsystem: id, ack: unheard.ack() });
+            if let Pause::Held(number) = subsystem.pause {
+                inbox.post(CoreMsg::Pause { subsystem: id, number, ack: unheard.ack() });
             }
         }
         model.cores.push(inbox.clone());

@@ -28,6 +28,8 @@ pub(super) struct Model {
     pub(super) controllers: usize,
     /// Serial number of the next namespace.
     pub(super) next_namespace: u64,
+    /// Number of the next pause.
+    pub(super) next_pause: u64,
     /// When the target was made, as far as anybody told the time: power-on hours count from here.
     pub(super) started: Option<Instant>,
 }
@@ -49,7 +51,20 @@ pub(super) struct Subsystem {
     /// What removed namespaces counted.
     pub(super) retired: IoTotals,
     pub(super) life: Life,
-    pub(super) paused: bool,
+    pub(super) pause: Pause,
+}
+
+/// Whether the cores hold commands of a subsystem back. Each pause has a number, so that the end of an old one is not
+/// taken for that of the next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum Pause {
+    /// They do not.
+    #[default]
+    None,
+    /// They do, or are about to.
+    Held(u64),
+    /// They did for too long and do not any more, and whoever asked for it has not heard of that yet.
+    Undone(u64),
 }
 
 /// How far the deletion of a subsystem is.

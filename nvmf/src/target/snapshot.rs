@@ -9,7 +9,7 @@ use super::config::{AllowedHosts, Listeners};
 use super::controller::{Controller, ControllerKind, Death};
 use super::counters::{IoTotals, LATENCY_BUCKETS};
 use super::handle::Target;
-use super::model::{Life, Namespace, Subsystem};
+use super::model::{Life, Namespace, Pause, Subsystem};
 use super::ns::NsIds;
 
 /// One listener.
@@ -140,7 +140,7 @@ fn subsystem(s: &Subsystem) -> SubsystemSnapshot {
         cntlids: (*s.cntlids.start(), *s.cntlids.end()),
         max_namespaces: s.max_namespaces,
         ana_groups: s.ana.table.groups(),
-        paused: s.paused,
+        paused: matches!(s.pause, Pause::Held(_)),
         namespaces: s.namespaces.values().map(namespace).collect(),
         controllers: s.controllers.values().map(|c| controller(c)).collect(),
         io: s.totals(),

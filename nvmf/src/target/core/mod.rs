@@ -278,7 +278,10 @@ impl TargetCore {
                 CoreMsg::Detach { subsystem, nsid, ack } => spaces.detach(subsystem, nsid, ack),
                 CoreMsg::Update { subsystem, info, ack } => spaces.update(subsystem, info, ack),
                 CoreMsg::SetAna { subsystem, table, ack } => spaces.set_ana(subsystem, table, ack),
-                CoreMsg::Pause { subsystem, ack } => spaces.pause(subsystem, ack),
+                CoreMsg::Pause { subsystem, number, ack } => {
+                    let until = self.state.now + self.state.target.config().pause_limit;
+                    spaces.pause(subsystem, number, until, ack);
+                }
                 CoreMsg::Resume { subsystem, ack } => spaces.resume(subsystem, ack),
                 CoreMsg::Forget { subsystem, ack } => spaces.forget(subsystem, ack),
                 CoreMsg::Abort(request) => self.abort(request),
@@ -324,13 +327,23 @@ impl TargetCore {
         for conn in self.conns.iter_mut().flatten() {
             conn.check_timeouts(&mut self.state);
         }
+        self.end_pauses();
         self.next_tick = self.state.now + self.state.config.tick;
     }
 
     /// When the next timeout is due, for a core that goes to sleep.
     fn next_deadline(&mut self) -> Option<Instant> {
+        self.end_pauses();
         let state = &mut self.state;
-        self.conns.iter_mut().flatten().filter_map(|c| c.check_timeouts(state)).min()
+        let next = self.conns.iter_mut().flatten().filter_map(|c| c.check_timeouts(state)).min();
+        next.into_iter().chain(state.spaces.pause_deadline()).min()
+    }
+
+    /// Reports pauses that lasted too long; the order to let commands go on comes back.
+    fn end_pauses(&mut self) {
+        while let Some((subsystem, number)) = self.state.spaces.expired_pause(self.state.now) {
+            self.state.target.pause_expired(subsystem, number);
+        }
     }
 
     /// Serves connections that wait for buffers, one command each in turn, as far as buffers go.

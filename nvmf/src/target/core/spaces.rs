@@ -71,6 +71,8 @@ struct Subsystem {
     ana: AnaTable,
     paused: bool,
     pause_ack: Option<Ack>,
+    /// When the pause has to be over, and its number; until that was reported.
+    pause_limit: Option<(Instant, u64)>,
 }
 
 type Opening = Pin<Box<dyn Future<Output = Result<Box<dyn IoChannel>, DeviceError>>>>;
@@ -371,9 +373,10 @@ impl Spaces {
     }
 
     /// Holds back what is not in flight, and acknowledges when nothing is.
-    pub(super) fn pause(&mut self, subsystem: SubsystemId, ack: Ack) {
+    pub(super) fn pause(&mut self, subsystem: SubsystemId, number: u64, until: Instant, ack: Ack) {
         let entry = self.subsystem_mut(subsystem);
         entry.paused = true;
+        entry.pause_limit = Some((until, number));
         if entry.pause_ack.replace(ack).is_none() {
             self.pausing += 1;
         }
@@ -396,10 +399,28 @@ impl Spaces {
         done
     }
 
+    /// A pause that has come to its limit; each is reported once.
+    pub(super) fn expired_pause(&mut self, now: Instant) -> Option<(SubsystemId, u64)> {
+        let (index, entry) = self
+            .subsystems
+            .iter_mut()
+            .enumerate()
+            .filter_map(|(index, entry)| Some((index, entry.as_mut()?)))
+            .find(|(_, entry)| entry.pause_limit.is_some_and(|(until, _)| until <= now))?;
+        let (_, number) = entry.pause_limit.take()?;
+        Some((SubsystemId(index as u32), number))
+    }
+
+    /// When the next pause comes to its limit.
+    pub(super) fn pause_deadline(&self) -> Option<Instant> {
+        self.subsystems.iter().flatten().filter_map(|entry| Some(entry.pause_limit?.0)).min()
+    }
+
     /// Lets commands go on.
     pub(super) fn resume(&mut self, subsystem: SubsystemId, ack: Ack) {
         let entry = self.subsystem_mut(subsystem);
         entry.paused = false;
+        entry.pause_limit = None;
         if let Some(pause) = entry.pause_ack.take() {
             // Undone before it was complete: the drop tells that it did not happen.
             drop(pause);

@@ -10,6 +10,7 @@ use nvme::{AdminOpcode, Cid, Nsid, NvmOpcode, Sqe, Status};
 use super::gate::Gate;
 use super::host::{self, rw};
 use super::rig::Rig;
+use crate::target::TargetError;
 use crate::target::core::CoreConfig;
 use crate::tcp::Local;
 
@@ -303,4 +304,60 @@ fn pause_holds_back_and_resume_lets_go() {
     assert_eq!(gate.waiting(), 1);
     gate.complete(1, 0);
     assert_eq!(rig.wait(io, 6).status, Status::SUCCESS);
+}
+
+/// Bug: a pause lasted for as long as whoever asked for it liked, and for ever when that had died: hosts waited.
+#[test]
+fn a_pause_ends_at_its_limit_and_who_asked_is_told() {
+    let gate = Gate::new(64, 1, false);
+    let mut rig =
+        Rig::with_device(std::sync::Arc::new(gate.clone()), CoreConfig::default(), PoolsConfig::default());
+    let target = rig.target.clone();
+    let limit = target.config().pause_limit;
+    let (_, io) = rig.login(Local::host(), false, 1);
+    let write = |rig: &mut Rig, cid| {
+        rig.hosts[io].send(rw(NvmOpcode::WRITE, cid, 1, 0, 1), &[1; 512], true, 0);
+        rig.turns(2);
+    };
+    // One in flight keeps the pause from beginning.
+    write(&mut rig, 5);
+    let pending = target.clone();
+    let mut pause = Box::pin(async move { pending.pause(super::rig::NQN).await });
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(pause.as_mut().poll(&mut cx).is_pending());
+    write(&mut rig, 6);
+    rig.pass(limit - Duration::from_secs(1));
+    assert!(pause.as_mut().poll(&mut cx).is_pending());
+    assert_eq!(gate.waiting(), 1);
+    rig.pass(Duration::from_secs(2));
+    let failed = rig.block_on(pause);
+    assert!(matches!(failed, Err(TargetError::PauseTooLong { .. })), "{failed:?}");
+    assert_eq!(gate.waiting(), 2, "the command that waited went on");
+    gate.complete(2, 0);
+    rig.block_on(target.resume(super::rig::NQN)).expect("told once");
+    // One that was complete, and that nobody ends. The second of two begins the time anew.
+    rig.block_on(target.pause(super::rig::NQN)).unwrap();
+    rig.pass(limit - Duration::from_secs(1));
+    rig.block_on(target.pause(super::rig::NQN)).unwrap();
+    write(&mut rig, 7);
+    rig.pass(limit - Duration::from_secs(1));
+    assert!(gate.waiting() == 0 && target.subsystem(super::rig::NQN).unwrap().paused);
+    // A core that sleeps wakes for it.
+    let aio::Sleep::Until(wake) = aio::Poller::prepare_sleep(&mut rig.core, rig.now) else {
+        panic!("for ever")
+    };
+    assert!(wake <= rig.now + Duration::from_secs(2));
+    rig.pass(Duration::from_secs(2));
+    assert!(gate.waiting() == 1 && !target.subsystem(super::rig::NQN).unwrap().paused);
+    let failed = rig.block_on(target.resume(super::rig::NQN));
+    let text = failed.expect_err("it was undone").to_string();
+    assert!(text.contains(super::rig::NQN) && text.contains("15000 ms"), "{text}");
+    gate.complete(1, 0);
+    rig.block_on(target.pause(super::rig::NQN)).unwrap();
+    rig.block_on(target.resume(super::rig::NQN)).unwrap();
+    // What is left of old pauses does not end a new one.
+    rig.block_on(target.pause(super::rig::NQN)).unwrap();
+    target.pause_expired(crate::target::SubsystemId(1), 0);
+    rig.turns(3);
+    assert!(target.subsystem(super::rig::NQN).unwrap().paused);
 }
