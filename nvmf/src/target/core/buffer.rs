@@ -67,13 +67,14 @@ impl Buffer {
         matches!(self, Self::None)
     }
 
-    /// Bytes of pool memory in it.
+    /// Bytes of memory for data in it: of the pools, or aligned on the heap.
     #[inline]
-    pub(super) fn pool_bytes(&self) -> u64 {
+    pub(super) fn data_bytes(&self) -> u64 {
         match self {
             Self::Pool(buf) => u64::from(buf.len_bytes()),
             Self::Pools(bufs) => bufs.iter().map(|b| u64::from(b.len_bytes())).sum(),
-            _ => 0,
+            Self::Pages(pages) => size_of_val(&**pages) as u64,
+            Self::None | Self::Chunk(_) | Self::Heap(_) => 0,
         }
     }
 
@@ -215,7 +216,7 @@ mod tests {
         let lifeline = DmaPool::new(&memory, 512, 1).unwrap().alloc().unwrap();
         let chunks = RxChunks::new(DmaPool::new(&memory, 4096, 1).unwrap(), lifeline, 64);
         let mut buffer = Buffer::alloc(&pools, 10_000).unwrap();
-        assert_eq!(buffer.pool_bytes(), 3 * 4096);
+        assert_eq!(buffer.data_bytes(), 3 * 4096);
         assert!(Buffer::alloc(&pools, 1).is_none());
         let data: Vec<u8> = (0..10_000u32).map(|i| ((i * 7) >> 2) as u8).collect();
         for (i, part) in data.chunks(999).enumerate() {

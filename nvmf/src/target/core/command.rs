@@ -273,8 +273,10 @@ impl Conn {
         slot.wants_data = true;
         slot.inbound = Inbound::new(slot.data_bytes);
         // The halves of a fused operation hold memory while they wait for each other, so they never wait for it.
-        let in_line = !self.waiting.is_empty() && !self.slots[id].is_fused();
-        if in_line || !self.begin_r2ts(id, core) {
+        // Nor is data asked for that would only lie there until the end of a pause.
+        let put_off =
+            !self.waiting.is_empty() || core.spaces.admits(self.slots[id].space, self.listener) != Ok(true);
+        if (put_off && !self.slots[id].is_fused()) || !self.begin_r2ts(id, core) {
             self.enqueue(id, core);
         }
     }

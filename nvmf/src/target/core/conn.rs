@@ -11,6 +11,7 @@ use super::super::controller::{Controller, QueueGrant, Tick};
 use super::CoreState;
 use super::buffer::Buffer;
 use super::cids::CidSet;
+use super::shares::NOBODY;
 use super::slots::{Line, SlotId, Slots, State};
 use crate::tcp::{Engine, Local, TxQueue, emit};
 
@@ -107,8 +108,10 @@ pub(super) struct Conn {
     pub(super) starved: bool,
     /// It is in the core's list of connections with something to send.
     pub(super) dirty: bool,
-    /// Pool memory that its commands have, in bytes.
+    /// Memory for data that its commands have, in bytes. Counts in its subsystem's share as well.
     pub(super) held_bytes: u64,
+    /// The last buffer was refused because of what its subsystem has.
+    pub(super) over_share: bool,
     /// Data of admin answers that were not sent, in bytes.
     pub(super) heap_bytes: u64,
     /// Reads that are submitted or wait to be sent, in bytes.
@@ -158,7 +161,7 @@ impl Conn {
             slots: Slots::new(1),
             cids: None,
             listener,
-            subsystem: SubsystemId(u32::MAX),
+            subsystem: NOBODY,
             grant: None,
             no_flow_control: false,
             is_admin: false,
@@ -172,6 +175,7 @@ impl Conn {
             starved: false,
             dirty: false,
             held_bytes: 0,
+            over_share: false,
             heap_bytes: 0,
             window_bytes: 0,
             awaiting_data: 0,
@@ -189,8 +193,8 @@ impl Conn {
     }
 
     /// Becomes a queue with as many slots as `grant` says. Nothing is in the transmit list, and no slot is used.
-    pub(super) fn adopt(&mut self, grant: QueueGrant, core: &CoreState) {
-        debug_assert!(self.tx.is_empty() && self.slots.used() == 0);
+    pub(super) fn adopt(&mut self, grant: QueueGrant, core: &mut CoreState) {
+        debug_assert!(self.tx.is_empty() && self.slots.used() == 0 && self.held_bytes == 0);
         let entries = grant.entries();
         let agreed = *self.engine.agreed();
         let header_bytes = entries as usize * emit::command_overhead_bytes(&agreed) + EXTRA_HEADER_BYTES;
@@ -203,6 +207,7 @@ impl Conn {
         if self.is_admin {
             self.controller_tick = core.now;
         } else {
+            core.shares.join(self.subsystem);
             self.engine.set_max_in_capsule_bytes(core.target.config().in_capsule_bytes);
         }
         self.grant = Some(grant);
@@ -212,6 +217,11 @@ impl Conn {
     /// Moves the connection.
     pub(super) fn change(&mut self, change: Change) {
         self.phase = self.phase.after(change);
+    }
+
+    /// True from the grant of an I/O queue on.
+    pub(super) fn has_io_queue(&self) -> bool {
+        self.grant.is_some() && !self.is_admin
     }
 
     /// The association, once there is one.
@@ -364,25 +374,61 @@ impl Conn {
     /// A buffer for `len_bytes`; `None` = later, when others gave theirs back.
     ///
     /// A connection that holds a lot gets more only while at least as much is free: stalled peers cannot take
-    /// everything, however many commands they have, and one that holds nothing always comes next.
-    pub(super) fn alloc(&mut self, core: &CoreState, len_bytes: u32) -> Option<Buffer> {
+    /// everything, however many commands they have, and one that holds nothing always comes next. For subsystems see
+    /// [`Shares`](super::shares::Shares).
+    pub(super) fn alloc(&mut self, core: &mut CoreState, len_bytes: u32) -> Option<Buffer> {
         const UNQUESTIONED_BYTES: u64 = 256 << 10;
+        self.over_share = !self.within_share(core, len_bytes);
         let wanted = self.held_bytes + u64::from(len_bytes);
-        if wanted > UNQUESTIONED_BYTES && self.held_bytes > 0 && wanted > core.free_bytes() {
+        if self.over_share
+            || (wanted > UNQUESTIONED_BYTES && self.held_bytes > 0 && wanted > core.free_bytes())
+        {
             return None;
         }
-        let buffer = Buffer::alloc(&core.pools, len_bytes)?;
-        self.held_bytes += buffer.pool_bytes();
+        let buffer = match Buffer::alloc(&core.pools, len_bytes) {
+            Some(buffer) => buffer,
+            None if core.shares.held_bytes(self.subsystem) == 0 => Buffer::pages(len_bytes),
+            None => return None,
+        };
+        self.take(&buffer, core);
         Some(buffer)
     }
 
-    /// A buffer for small data of `id` that cannot wait: from the heap, when the pools are empty.
+    /// Whether its subsystem may have `len_bytes` more.
+    #[inline]
+    fn within_share(&self, core: &CoreState, len_bytes: u32) -> bool {
+        if !core.shares.contested() {
+            return true;
+        }
+        let held_bytes = core.shares.held_bytes(self.subsystem);
+        held_bytes == 0 || held_bytes + u64::from(len_bytes) <= core.free_bytes_for(len_bytes)
+    }
+
+    /// Counts memory that one of its commands gets.
+    #[inline]
+    pub(super) fn take(&mut self, buffer: &Buffer, core: &mut CoreState) {
+        let bytes = buffer.data_bytes();
+        self.held_bytes += bytes;
+        core.shares.take(self.subsystem, bytes);
+    }
+
+    /// Counts memory that one of its commands gives back.
+    #[inline]
+    fn give(&mut self, bytes: u64, core: &mut CoreState) {
+        self.held_bytes -= bytes;
+        core.shares.give(self.subsystem, bytes);
+    }
+
+    /// A buffer for small data of `id` that cannot wait: from the heap, when the pools are empty or the subsystem has
+    /// its share.
     ///
     /// What bounds it: in-capsule data keeps the connection from receiving more (`overflow`), and the halves of fused
     /// operations, which may need more to be received, are at most [`MAX_FUSED_BYTES`](super::io::MAX_FUSED_BYTES).
-    pub(super) fn alloc_now(&mut self, core: &CoreState, id: SlotId, len_bytes: u32) -> Buffer {
-        if let Some(buffer) = Buffer::alloc(&core.pools, len_bytes) {
-            self.held_bytes += buffer.pool_bytes();
+    pub(super) fn alloc_now(&mut self, core: &mut CoreState, id: SlotId, len_bytes: u32) -> Buffer {
+        let buffer =
+            self.within_share(core, len_bytes).then(|| Buffer::alloc(&core.pools, len_bytes)).flatten();
+        if let Some(buffer) = buffer {
+            self.take(&buffer, core);
             return buffer;
         }
         let slot = &mut self.slots[id];
@@ -390,7 +436,9 @@ impl Conn {
             slot.overflows = true;
             self.overflow += 1;
         }
-        Buffer::pages(len_bytes)
+        let buffer = Buffer::pages(len_bytes);
+        self.take(&buffer, core);
+        buffer
     }
 
     /// False while it waits for commands that overflowed.
@@ -405,12 +453,12 @@ impl Conn {
             Buffer::None => {}
             Buffer::Heap(bytes) => self.heap_bytes -= bytes.len() as u64,
             Buffer::Chunk(held) => core.chunks.release(held),
-            Buffer::Pages(_) => {
+            buffer => {
                 let slot = &mut self.slots[id];
                 self.overflow -= u32::from(slot.overflows);
                 slot.overflows = false;
+                self.give(buffer.data_bytes(), core);
             }
-            pool => self.held_bytes -= pool.pool_bytes(),
         }
     }
 

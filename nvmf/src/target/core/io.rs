@@ -122,10 +122,14 @@ impl Conn {
     fn attempt(&mut self, id: SlotId, core: &mut CoreState) -> Attempt {
         let slot = &self.slots[id];
         if slot.wants_data {
-            if let Err(refusal) = core.spaces.admits(slot.space, self.listener) {
-                // No half of a fused operation waits for this.
-                self.answer(id, refusal, 0, core);
-                return Attempt::Done;
+            match core.spaces.admits(slot.space, self.listener) {
+                Ok(true) => {}
+                Ok(false) => return Attempt::Later,
+                Err(refusal) => {
+                    // No half of a fused operation waits for this.
+                    self.answer(id, refusal, 0, core);
+                    return Attempt::Done;
+                }
             }
             return if self.begin_r2ts(id, core) { Attempt::Done } else { Attempt::Starved };
         }

@@ -5,7 +5,7 @@
 //! - `conn`: one connection and its life; `receive`: bytes to events; `command`: a command until its data is there;
 //!   `io`: submission, the line of waiting commands, completion; `transmit`: answers and the gathered send.
 //! - `slots`: the commands of a queue; `cids`: their identifiers; `buffer`: where their data is; `chunks`: where
-//!   received bytes land; `spaces`: namespaces and their channels on this core.
+//!   received bytes land; `shares`: who has how much memory; `spaces`: namespaces and their channels on this core.
 //! - [`CoreConfig`], [`Timeouts`], [`TargetCoreStats`], [`ConnectionInfo`]: plain data.
 //!
 //! # A turn
@@ -17,7 +17,8 @@
 //! # What bounds memory
 //! Receive chunks and data buffers come from capped pools. A command takes all its buffers at once and never waits
 //! for more, so those that have them always finish. Those that find none wait in their connection's line, which the
-//! queue's depth bounds; connections take turns. One that holds a lot gets more only while as much is free. What
+//! queue's depth bounds; connections take turns. One that holds a lot gets more only while as much is free, and so
+//! does a subsystem beside others (`shares`). Data is not asked for while its namespace is paused. What
 //! cannot wait, because the data of others stands behind it in the stream (in-capsule data of which a part came),
 //! goes to the heap, and its connection is not read from before that is over. Fused commands, whose halves hold
 //! memory while they wait for each other, are small and never wait for it. Peers that stall are dropped by
@@ -36,6 +37,7 @@ mod conn;
 mod info;
 mod io;
 mod receive;
+mod shares;
 mod slots;
 mod spaces;
 mod stats;
@@ -63,6 +65,7 @@ use super::handle::Target;
 use buffer::Buffer;
 use chunks::RxChunks;
 use conn::{Conn, Phase};
+use shares::Shares;
 use spaces::Spaces;
 
 /// Completions that are taken from a device at a time.
@@ -87,6 +90,7 @@ struct CoreState {
     inbox: Arc<CoreInbox>,
     pools: DmaPools,
     chunks: RxChunks,
+    shares: Shares,
     /// The turn's clock reading.
     now: Instant,
     /// A buffer for the rest of an answer that the socket took in part.
@@ -108,6 +112,13 @@ impl CoreState {
     fn free_bytes(&self) -> u64 {
         let free = |p: &DmaPool| u64::from(p.available()) * u64::from(p.chunk_bytes());
         self.pools.classes().iter().map(free).sum()
+    }
+
+    /// The same of those that `len_bytes` can be in.
+    fn free_bytes_for(&self, len_bytes: u32) -> u64 {
+        let smallest = len_bytes.min(self.pools.max_bytes());
+        let free = |p: &DmaPool| u64::from(p.available()) * u64::from(p.chunk_bytes());
+        self.pools.classes().iter().filter(|p| p.chunk_bytes() >= smallest).map(free).sum()
     }
 }
 
@@ -150,6 +161,7 @@ impl TargetCore {
             inbox,
             pools,
             chunks: RxChunks::new(chunks, lifeline, MIN_WINDOW_BYTES),
+            shares: Shares::default(),
             spaces: Spaces::default(),
             now: Instant::default(),
             spill: None,
@@ -358,8 +370,9 @@ impl TargetCore {
             }
             let went_on = conn.pump(&mut self.state);
             done += went_on;
-            // One that has buffers already gets more when it gave some back, or when there are plenty; others go on.
-            if went_on == 0 && conn.starved && conn.held_bytes == 0 {
+            // One that has buffers already, or whose subsystem has, gets more when some were given back, or when there
+            // are plenty; others go on.
+            if went_on == 0 && conn.starved && conn.held_bytes == 0 && !conn.over_share {
                 // Still first in line.
                 self.state.starved.pop_back();
                 self.state.starved.push_front(index);
@@ -395,8 +408,10 @@ impl TargetCore {
 
     /// Removes connections that have come to their end.
     fn bury(&mut self, index: usize) {
-        if self.conns[index].as_ref().is_some_and(|c| c.phase == Phase::Gone) {
-            self.conns[index] = None;
+        if let Some(conn) = self.conns[index].take_if(|c| c.phase == Phase::Gone) {
+            if conn.has_io_queue() {
+                self.state.shares.leave(conn.subsystem);
+            }
             self.free.push(index as u16);
             self.state.starved.retain(|i| usize::from(*i) != index);
             self.state.dirty.retain(|i| usize::from(*i) != index);

@@ -246,7 +246,7 @@ impl Conn {
             entries[0]
         });
         self.give_back_lent(core, id);
-        self.held_bytes += buffer.pool_bytes();
+        self.take(&buffer, core);
         self.slots[id].buffer = buffer;
     }
 }

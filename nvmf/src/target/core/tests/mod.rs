@@ -4,6 +4,7 @@ mod gate;
 mod host;
 mod pipe;
 mod rig;
+mod shares;
 
 mod admission;
 mod alloc;

@@ -137,20 +137,36 @@ impl Rig {
     }
 
     pub(super) fn connect(&mut self, h: usize, cntlid: u16, qid: u16, flow_control: bool, who: u8) -> Done {
-        let data = host::connect_data(cntlid, NQN, who);
-        self.hosts[h].send(host::connect(1, qid, 32, flow_control), &data, true, 0);
+        self.connect_to(NQN, h, cntlid, qid, flow_control, who)
+    }
+
+    fn connect_to(&mut self, nqn: &str, h: usize, cntlid: u16, qid: u16, flow: bool, who: u8) -> Done {
+        let data = host::connect_data(cntlid, nqn, who);
+        self.hosts[h].send(host::connect(1, qid, 32, flow), &data, true, 0);
         self.wait(h, 1)
+    }
+
+    /// One more subsystem with `device`.
+    pub(super) fn export(&mut self, nqn: &str, device: Arc<dyn BlockDevice>) {
+        let target = self.target.clone();
+        self.block_on(target.create_subsystem(SubsystemSpec::new(nqn))).unwrap();
+        self.block_on(target.add_namespace(nqn, NamespaceSpec::new(device))).unwrap();
     }
 
     /// Admin queue and one I/O queue of host number `who`; returns the indices of the connections.
     pub(super) fn login(&mut self, local: Local, flow_control: bool, who: u8) -> (usize, usize) {
+        self.login_to(NQN, local, flow_control, who)
+    }
+
+    /// The same at another subsystem.
+    pub(super) fn login_to(&mut self, nqn: &str, local: Local, flow: bool, who: u8) -> (usize, usize) {
         let admin = self.open(local);
-        let done = self.connect(admin, 0xffff, 0, flow_control, who);
+        let done = self.connect_to(nqn, admin, 0xffff, 0, flow, who);
         assert_eq!(done.status, Status::SUCCESS);
         self.hosts[admin].send(host::enable(2), &[], false, 0);
         assert_eq!(self.wait(admin, 2).status, Status::SUCCESS);
         let io = self.open(local);
-        let done = self.connect(io, done.result as u16, 1, flow_control, who);
+        let done = self.connect_to(nqn, io, done.result as u16, 1, flow, who);
         assert_eq!(done.status, Status::SUCCESS);
         (admin, io)
     }
