@@ -1,12 +1,14 @@
 //! The log-structured volume store: pools, replicas, snapshots, clones on any block device.
 //!
 //! # Map
+//! - [`index`]: which version of a block is where: the delta in memory, the trees in pages.
 //! - [`types`]: the numbers: lines, blocks, sequence numbers, addresses.
 //! - [`info`]: what the control side asks for and is told. - [`error`]: why it is refused.
 //! - `FORMAT.md`, beside this crate's manifest: every byte, and why each order of writes is safe.
 #![warn(missing_docs)]
 
 pub mod error;
+pub mod index;
 pub mod info;
 pub mod types;
 
