@@ -3,17 +3,21 @@
 //! Time only moves when told, streams are in memory, and the device is a small RAM disk: the same input does
 //! the same every time. A new target serves each input; the buffers are the thread's, so that an input that
 //! does not give all of them back is seen.
+//!
+//! - `wire`: the two ends of a connection in memory. - [`script`]: what is done to the target's bytes on their
+//!   way to a host of ours.
 
-#![allow(unsafe_code, reason = "ByteStream names memory by pointers, as sockets do")]
+mod script;
+mod wire;
 
 use aio::memory::{DmaPools, Memory, PoolClass, PoolsConfig};
 use aio::reactor::{EngineChoice, ManualClock, Reactor};
-use aio::{ByteStream, CoreId, DeviceUri, Listener, Network, ReactorConfig, Ready, SgEntry};
+use aio::reactor::{Core, Turn};
+use aio::{Clock as _, CoreId, DeviceUri, ReactorConfig, Sleep};
 use nvmf::target::core::{CoreConfig, TargetCore};
 use nvmf::target::{ListenerId, NamespaceSpec, SubsystemSpec, Target, TargetConfig};
+pub(crate) use script::{Kind, Script, record};
 use std::cell::RefCell;
-use std::collections::VecDeque;
-use std::io;
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -21,96 +25,20 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
+use wire::{Lines, TargetEnd, Wire};
 
 /// The subsystem that the target has.
 pub(crate) const NQN: &str = "nqn.2019-05.io.openebs:fuzz";
-/// More than any reply to one input; a target that says more has lost count.
-const MAX_SENT: usize = 64 << 20;
 /// Longer than every time-out of a connection.
 const LONG: Duration = Duration::from_secs(40);
-
-/// What the two ends of a stream share.
-#[derive(Default)]
-pub(crate) struct Wire {
-    incoming: VecDeque<u8>,
-    ended: bool,
-    pub(crate) sent: Vec<u8>,
-    /// Most bytes that one send takes.
-    window: usize,
-    shut: bool,
-}
-
-/// The target's end.
-struct Stream(Rc<RefCell<Wire>>);
-
-impl ByteStream for Stream {
-    unsafe fn recv(&mut self, bufs: &[SgEntry]) -> io::Result<Option<usize>> {
-        let mut wire = self.0.borrow_mut();
-        let mut count = 0;
-        for entry in bufs {
-            let take = (entry.len_bytes as usize).min(wire.incoming.len());
-            for (at, byte) in wire.incoming.drain(..take).enumerate() {
-                // SAFETY: the caller promises that all bytes the entry names are writable; `at` is below its length.
-                unsafe { entry.ptr.add(at).write(byte) };
-            }
-            count += take;
-        }
-        let asked = bufs.iter().any(|entry| entry.len_bytes > 0);
-        Ok(if count == 0 && !(wire.ended && asked) { None } else { Some(count) })
-    }
-
-    unsafe fn send(&mut self, bufs: &[SgEntry]) -> io::Result<Option<usize>> {
-        let mut wire = self.0.borrow_mut();
-        assert!(!wire.shut, "a send after the end was announced");
-        let mut left = wire.window;
-        for entry in bufs {
-            let take = (entry.len_bytes as usize).min(left);
-            // SAFETY: the caller promises that all bytes the entry names are readable; `take` is within them.
-            let bytes = unsafe { std::slice::from_raw_parts(entry.ptr.as_ptr(), take) };
-            wire.sent.extend_from_slice(bytes);
-            left -= take;
-        }
-        assert!(wire.sent.len() <= MAX_SENT, "the target does not stop talking");
-        Ok(Some(wire.window - left))
-    }
-
-    fn ready(&self) -> Ready {
-        let wire = self.0.borrow();
-        Ready { readable: !wire.incoming.is_empty() || wire.ended, writable: true }
-    }
-
-    fn arm(&mut self, _writable_too: bool) {}
-
-    fn peer_addr(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], 40_000))
-    }
-
-    fn local_addr(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], 8420))
-    }
-
-    fn shutdown(&mut self) {
-        self.0.borrow_mut().shut = true;
-    }
-}
-
-/// The target neither listens nor connects here: streams are handed to it.
-struct NoNetwork;
-
-impl Network for NoNetwork {
-    fn listen(&self, _addr: SocketAddr) -> io::Result<Box<dyn Listener>> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    fn connect(&self, _addr: SocketAddr) -> io::Result<Box<dyn ByteStream>> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-}
+/// No honest step takes as many.
+const MAX_TURNS_AT_ONE_INSTANT: u32 = 20_000;
 
 /// What outlives an input.
 struct Bench {
     reactor: Reactor,
     clock: Rc<ManualClock>,
+    lines: Rc<Lines>,
     memory: Arc<Memory>,
     pools: DmaPools,
 }
@@ -134,10 +62,11 @@ impl Bench {
             pools: pools.clone(),
             ..ReactorConfig::new(CoreId(0))
         };
-        let reactor = Reactor::with_parts(config, clock.clone(), Rc::new(NoNetwork))
+        let lines = Rc::new(Lines::default());
+        let reactor = Reactor::with_parts(config, clock.clone(), lines.clone())
             .expect("a reactor without an engine asks nothing of the system");
         let pools = DmaPools::new(&memory, &pools).expect("memory for a few buffers");
-        Self { reactor, clock, memory, pools }
+        Self { reactor, clock, lines, memory, pools }
     }
 }
 
@@ -170,7 +99,7 @@ impl Rig {
             ..CoreConfig::default()
         };
         let core = bench.reactor.enter(|| {
-            TargetCore::new(target, inbox, Rc::new(NoNetwork), bench.pools.clone(), &bench.memory, limits)
+            TargetCore::new(target, inbox, bench.lines.clone(), bench.pools.clone(), &bench.memory, limits)
         });
         let core = Rc::new(RefCell::new(core.expect("memory for a few chunks")));
         bench.reactor.core().add_poller(core.clone());
@@ -182,11 +111,62 @@ impl Rig {
 
     /// A new connection whose sends take `window` bytes at a time; returns its number.
     pub(crate) fn connect(&mut self, window: usize) -> usize {
-        let wire = Rc::new(RefCell::new(Wire { window: window.max(1), ..Wire::default() }));
-        let stream = Box::new(Stream(wire.clone()));
+        self.adopt(Wire::new(window));
+        self.wires.len() - 1
+    }
+
+    fn adopt(&mut self, wire: Rc<RefCell<Wire>>) {
+        let stream = Box::new(TargetEnd(wire.clone()));
         self.bench.reactor.enter(|| self.core.borrow_mut().adopt(self.listener, stream));
         self.wires.push(wire);
-        self.wires.len() - 1
+    }
+
+    /// The core that target and hosts share.
+    pub(crate) fn core(&self) -> Core {
+        self.bench.reactor.core()
+    }
+
+    /// What happens to the connections that hosts of this core make from now on, the first one first; those beyond
+    /// get an honest target. Each send and receive moves at most `window` bytes.
+    pub(crate) fn expect_hosts(&mut self, scripts: Vec<Script>, window: usize) {
+        self.bench.lines.expect(scripts, window);
+    }
+
+    /// Turns, with time moving on to the next timer whenever nothing else happens, until `done`.
+    ///
+    /// # Panics
+    /// After `limit`, or when nothing can happen any more: something hangs.
+    pub(crate) fn run_until(&mut self, limit: Duration, what: &str, mut done: impl FnMut() -> bool) {
+        let end = self.bench.clock.now() + limit;
+        let mut turns = 0;
+        while !done() {
+            turns += 1;
+            assert!(turns < MAX_TURNS_AT_ONE_INSTANT, "{what}: busy for ever without time going on");
+            let now = self.bench.clock.now();
+            assert!(now < end, "{what}: not done after {limit:?}");
+            if self.turn() {
+                continue;
+            }
+            match self.bench.reactor.prepare() {
+                Sleep::Until(at) if at > now => {
+                    self.bench.clock.advance(at.min(end).since(now));
+                    turns = 0;
+                }
+                Sleep::Until(_) | Sleep::KeepPolling => {}
+                Sleep::Armed => assert!(done(), "{what}: nothing moves any more"),
+            }
+        }
+    }
+
+    /// One turn of everything; whether anything happened.
+    fn turn(&mut self) -> bool {
+        let moved = |wires: &[Rc<RefCell<Wire>>]| wires.iter().map(|w| w.borrow().moved).sum::<u64>();
+        let before = moved(&self.wires);
+        let busy = self.bench.reactor.turn() == Turn::Busy;
+        let dialed = self.bench.lines.dialed();
+        let any = !dialed.is_empty();
+        dialed.into_iter().for_each(|wire| self.adopt(wire));
+        busy || any || moved(&self.wires) != before
     }
 
     /// Bytes of the peer.
@@ -203,7 +183,7 @@ impl Rig {
     pub(crate) fn run(&mut self, turns: usize, time: Duration) {
         self.bench.clock.advance(time);
         for _ in 0..turns {
-            self.bench.reactor.turn();
+            self.turn();
         }
     }
 
@@ -219,7 +199,12 @@ impl Rig {
         self.bench.reactor.enter(|| self.core.borrow_mut().stop());
         self.run(16, Duration::ZERO);
         assert_eq!(Rc::strong_count(&self.core), 1, "the reactor lets go of a target that has stopped");
-        assert_eq!(self.bench.reactor.core().stats().panics, 0, "a panic that the reactor contained");
+        let stats = self.bench.reactor.core().stats();
+        assert_eq!(stats.panics, 0, "a panic that the reactor contained");
+        assert_eq!(self.core().live_tasks(), 0, "a task outlives its host");
+        for wire in &self.wires {
+            assert_eq!(Rc::strong_count(wire), 1, "an end of a connection is kept open");
+        }
         let Self { bench, core, wires, .. } = self;
         drop(core);
         for pool in bench.pools.classes() {
