@@ -156,8 +156,8 @@ pub fn read(path: &Path) -> Result<Desired, ConfigError> {
     parse(path, &text)
 }
 
-/// `path` is for messages only.
-fn parse(path: &Path, text: &str) -> Result<Desired, ConfigError> {
+/// What a configuration's text declares; `path` is for messages only. Touches no file.
+pub fn parse(path: &Path, text: &str) -> Result<Desired, ConfigError> {
     let file: File = toml::from_str(text)
         .map_err(|e| ConfigError::Parse { path: path.to_owned(), source: Box::new(e) })?;
     resolve(file).map_err(|problem| ConfigError::Meaning { path: path.to_owned(), problem })

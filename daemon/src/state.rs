@@ -99,25 +99,14 @@ impl StateDir {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Desired::default()),
             Err(source) => return Err(StateError::Io { op: "read", path, source }),
         };
-        // The version first: a later one may have fields that this one does not know.
-        #[derive(Deserialize)]
-        struct Version {
-            version: u32,
-        }
-        let corrupt = |source| StateError::Corrupt { path: path.clone(), source };
-        let Version { version } = serde_json::from_slice(&bytes).map_err(corrupt)?;
-        if version != VERSION {
-            return Err(StateError::Version { path, found: version });
-        }
-        Ok(serde_json::from_slice::<Envelope>(&bytes).map_err(corrupt)?.desired)
+        decode(&path, &bytes)
     }
 
     /// Replaces what was saved. On return it is on disk. Blocks: not for reactor threads.
     pub fn save(&self, desired: &Desired) -> Result<(), StateError> {
         let (file, temporary) = (self.path.join(FILE), self.path.join(TEMPORARY));
-        let envelope = Envelope { version: VERSION, desired: desired.clone() };
-        let bytes = serde_json::to_vec_pretty(&envelope)
-            .map_err(|source| StateError::Corrupt { path: file.clone(), source })?;
+        let bytes =
+            encode(desired).map_err(|source| StateError::Corrupt { path: file.clone(), source })?;
         let write = || -> io::Result<()> {
             let mut out = File::create(&temporary)?;
             out.write_all(&bytes)?;
@@ -128,6 +117,26 @@ impl StateDir {
         };
         write().map_err(|source| StateError::Io { op: "write", path: file.clone(), source })
     }
+}
+
+/// The contents of a state file.
+pub fn encode(desired: &Desired) -> Result<Vec<u8>, serde_json::Error> {
+    serde_json::to_vec_pretty(&Envelope { version: VERSION, desired: desired.clone() })
+}
+
+/// What the contents of a state file say; `path` is for messages only. Touches no file.
+pub fn decode(path: &Path, bytes: &[u8]) -> Result<Desired, StateError> {
+    // The version first: a later one may have fields that this one does not know.
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let corrupt = |source| StateError::Corrupt { path: path.to_owned(), source };
+    let Version { version } = serde_json::from_slice(bytes).map_err(corrupt)?;
+    if version != VERSION {
+        return Err(StateError::Version { path: path.to_owned(), found: version });
+    }
+    Ok(serde_json::from_slice::<Envelope>(bytes).map_err(corrupt)?.desired)
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! What this node is made of: its disks and what the process uses.
 //!
 //! - [`disks`]: the list of disks and partitions, from sysfs, the udev database and the mount table.
-//! - `udev`: one entry of the udev database.
-//! - `mounts`: the mount table.
+//! - [`udev`]: one entry of the udev database.
+//! - [`mounts`]: the mount table.
 //! - [`usage`]: page faults, context switches, resident memory.
 
 pub mod disks;
-mod mounts;
-mod udev;
+pub mod mounts;
+pub mod udev;
 pub mod usage;

@@ -5,13 +5,15 @@ use std::path::Path;
 
 /// One mount of a block device.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Mount {
+pub struct Mount {
     /// `major:minor`; of the file system, which for btrfs is not that of the disk.
-    pub(super) device: String,
+    pub device: String,
     /// `/dev/...`.
-    pub(super) source: String,
-    pub(super) point: String,
-    pub(super) fstype: String,
+    pub source: String,
+    /// Where.
+    pub point: String,
+    /// Type of the file system.
+    pub fstype: String,
 }
 
 /// All mounts; none when the table cannot be read.
@@ -19,7 +21,8 @@ pub(super) fn read(table: &Path) -> Vec<Mount> {
     fs::read(table).map(|bytes| parse(&String::from_utf8_lossy(&bytes))).unwrap_or_default()
 }
 
-fn parse(text: &str) -> Vec<Mount> {
+/// The mounts of a table's text. Lines of another shape are passed over.
+pub fn parse(text: &str) -> Vec<Mount> {
     text.lines().filter_map(parse_line).collect()
 }
 

@@ -6,10 +6,10 @@ use std::path::Path;
 
 /// An entry; empty where udev does not run (containers) or knows nothing.
 #[derive(Clone, Default, Debug)]
-pub(super) struct Entry {
+pub struct Entry {
     properties: BTreeMap<String, String>,
     /// Full paths below `/dev`.
-    pub(super) links: Vec<String>,
+    pub links: Vec<String>,
 }
 
 impl Entry {
@@ -19,7 +19,8 @@ impl Entry {
         fs::read(path).map(|bytes| Self::parse(&String::from_utf8_lossy(&bytes))).unwrap_or_default()
     }
 
-    fn parse(text: &str) -> Self {
+    /// An entry's text. Lines of another shape are passed over.
+    pub fn parse(text: &str) -> Self {
         let mut entry = Self::default();
         for line in text.lines() {
             if let Some(link) = line.strip_prefix("S:") {
@@ -33,7 +34,7 @@ impl Entry {
     }
 
     /// A property; empty when it is not set.
-    pub(super) fn get(&self, key: &str) -> String {
+    pub fn get(&self, key: &str) -> String {
         self.properties.get(key).cloned().unwrap_or_default()
     }
 }

@@ -141,8 +141,8 @@ fn parse_core_mask(text: &str) -> Result<CoreSet, String> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Crdt(pub [u16; 3]);
 
-/// One number sets only the first.
-fn parse_crdt(text: &str) -> Result<Crdt, String> {
+/// One number sets only the first. For clap.
+pub fn parse_crdt(text: &str) -> Result<Crdt, String> {
     let number = |text: &str| match text.trim().parse::<u16>() {
         Ok(n) if n <= 100 => Ok(n),
         _ => Err(format!("{text:?} is not a number up to 100")),

@@ -127,7 +127,7 @@ fn address_of(tables: &Tables, text: &str, name: &str) -> Result<IpAddr, IfaceEr
 
 /// Network and mask of a line of `/proc/net/route` that needs no gateway. Numbers are hexadecimal, in network
 /// order as a little-endian machine prints it.
-fn direct_route(line: &str, interface: &str) -> Option<(u32, u32)> {
+pub fn direct_route(line: &str, interface: &str) -> Option<(u32, u32)> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     // The kernel prints the four bytes of an address as one native number.
     let number =
@@ -139,7 +139,11 @@ fn direct_route(line: &str, interface: &str) -> Option<(u32, u32)> {
 /// Every IPv4 address of this host but loopback, from `/proc/net/fib_trie`: a leaf line `|-- ADDRESS` followed
 /// by `/32 host LOCAL`.
 fn local_addresses(tables: &Tables) -> Vec<Ipv4Addr> {
-    let trie = fs::read_to_string(tables.proc_net.join("fib_trie")).unwrap_or_default();
+    addresses_in(&fs::read_to_string(tables.proc_net.join("fib_trie")).unwrap_or_default())
+}
+
+/// The addresses of such a table's text. Lines of another shape are passed over.
+pub fn addresses_in(trie: &str) -> Vec<Ipv4Addr> {
     let mut found = Vec::new();
     let mut leaf = None;
     for line in trie.lines().map(str::trim) {
@@ -161,8 +165,8 @@ fn local_v6(tables: &Tables) -> Vec<IpAddr> {
     text.lines().filter_map(address).map(|n| IpAddr::V6(n.into())).collect()
 }
 
-/// Network and mask.
-fn parse_subnet(text: &str) -> Option<(u32, u32)> {
+/// Network and mask of `ADDRESS/BITS`.
+pub fn parse_subnet(text: &str) -> Option<(u32, u32)> {
     let (ip, bits) = text.split_once('/')?;
     let (ip, bits) = (ip.parse::<Ipv4Addr>().ok()?, bits.parse::<u32>().ok().filter(|b| *b <= 32)?);
     let mask = u32::MAX.checked_shl(32 - bits).unwrap_or(0);

@@ -151,7 +151,7 @@ fn use_device(rig: &mut Rig, device: Arc<NvmfDevice>) -> Vec<IoStatus> {
         let channel = block_on(rig, "opening a channel", async move { opened.open_channel().await });
         let Ok(channel) = channel else { continue };
         let client = Client::start(&rig.core(), channel);
-        for op in ops(&*device) {
+        for op in ops(&device) {
             client.borrow_mut().submit(op);
         }
         clients.push(client);
