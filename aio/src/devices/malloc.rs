@@ -19,61 +19,30 @@
 use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use uuid::Uuid;
-
-use super::events::EventHub;
 use super::exclusion::{Exclusion, Writer};
 use super::instant_queue::InstantQueue;
+use super::memory_device::{self, Medium, MemoryDevice};
 use super::ram::Ram;
-use crate::device::{
-    BlockDevice, Busy, Cancel, Capabilities, DeviceError, DeviceEvent, EventSink, Geometry, IoChannel,
-    LocalBoxFuture, Sleep, Subscription,
-};
+use crate::device::{Busy, Cancel, Capabilities, DeviceError, IoChannel, Sleep};
 use crate::io::{BlockCount, BlockRange, Completion, Io, IoFlags, Lba, Lent, Opcode, Token};
 use crate::sg::{RegionId, SgEntry};
 use crate::uri::MemoryUri;
 use crate::{IoStatus, check, sgmem};
 
-/// Most bytes of one transfer: bounds the time that one submission keeps its core.
-pub(super) const MAX_TRANSFER_BYTES: u32 = 4 << 20;
-
-/// I/Os of one channel that wait for their poll or are lent.
-pub(super) const QUEUE_DEPTH: u32 = 4096;
-
-/// Most entries of one list. They are only walked, so this is a plain sanity bound.
-pub(super) const MAX_SG: u16 = 2048;
-
 /// Most bytes that are zeroed at submission or in one poll: what one Write Zeroes command can ask for with
 /// 512-byte blocks. Giving that much memory back takes less than a millisecond.
 const ZERO_AT_ONCE_BYTES: u64 = 32 << 20;
 
-const CAPABILITIES: Capabilities = Capabilities::FUA
-    .union(Capabilities::UNMAP)
-    .union(Capabilities::UNMAP_ZEROES)
-    .union(Capabilities::WRITE_ZEROES)
-    .union(Capabilities::COMPARE)
-    .union(Capabilities::COMPARE_AND_WRITE)
-    .union(Capabilities::VERIFY)
-    .union(Capabilities::COPY)
-    .union(Capabilities::LENDS);
-
 /// A RAM disk. Its contents live as long as the device and its channels.
-pub struct Malloc {
-    shared: Arc<Shared>,
-}
+pub type Malloc = MemoryDevice<RamDisk>;
 
-struct Shared {
-    name: String,
-    uuid: Uuid,
-    incarnation: u128,
-    geometry: Geometry,
+type Shared = memory_device::Shared<RamDisk>;
+
+/// Memory with room for the device, and who changes it.
+pub struct RamDisk {
     ram: Ram,
-    blocks: AtomicU64,
-    removed: AtomicBool,
     exclusion: Arc<Exclusion>,
-    events: EventHub,
 }
 
 impl Malloc {
@@ -85,131 +54,44 @@ impl Malloc {
             device: uri.name.clone(),
             source,
         })?;
-        Ok(Self {
-            shared: Arc::new(Shared {
-                name: uri.name.clone(),
-                uuid: uri.uuid.unwrap_or_else(Uuid::new_v4),
-                incarnation: Uuid::new_v4().as_u128(),
-                geometry: memory_geometry(uri.block_bytes),
-                ram,
-                blocks: AtomicU64::new(uri.blocks),
-                removed: AtomicBool::new(false),
-                exclusion: Arc::default(),
-                events: EventHub::default(),
-            }),
-        })
+        Ok(Self::on(RamDisk { ram, exclusion: Arc::default() }, uri))
     }
 }
 
-/// Geometry of devices that only touch memory.
-pub(super) fn memory_geometry(block_bytes: u32) -> Geometry {
-    Geometry {
-        block_bytes,
-        meta_bytes: 0,
-        buf_align: 1,
-        sg_elem_align: 1,
-        max_sg: MAX_SG,
-        max_blocks: MAX_TRANSFER_BYTES / block_bytes,
-        boundary_blocks: 0,
-        atomic_blocks: 1,
-        compare_write_blocks: MAX_TRANSFER_BYTES / block_bytes,
-        queue_depth: QUEUE_DEPTH,
-    }
-}
+impl Medium for RamDisk {
+    const DRIVER: &'static str = "malloc";
 
-impl BlockDevice for Malloc {
-    fn name(&self) -> &str {
-        &self.shared.name
+    const CAPABILITIES: Capabilities = Capabilities::FUA
+        .union(Capabilities::UNMAP)
+        .union(Capabilities::UNMAP_ZEROES)
+        .union(Capabilities::WRITE_ZEROES)
+        .union(Capabilities::COMPARE)
+        .union(Capabilities::COMPARE_AND_WRITE)
+        .union(Capabilities::VERIFY)
+        .union(Capabilities::COPY)
+        .union(Capabilities::LENDS);
+
+    fn max_bytes(&self) -> u64 {
+        self.ram.len_bytes()
     }
 
-    fn uuid(&self) -> Uuid {
-        self.shared.uuid
-    }
-
-    fn driver(&self) -> &'static str {
-        "malloc"
-    }
-
-    fn geometry(&self) -> Geometry {
-        self.shared.geometry
-    }
-
-    fn size(&self) -> BlockCount {
-        self.shared.size()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        CAPABILITIES
-    }
-
-    fn incarnation(&self) -> Option<u128> {
-        Some(self.shared.incarnation)
-    }
-
-    fn subscribe(&self, sink: EventSink) -> Subscription {
-        self.shared.events.subscribe(sink)
-    }
-
-    /// Grows the device. Refuses to shrink: a host may be using what would go away.
-    fn resize(&self, blocks: BlockCount) -> Result<BlockCount, DeviceError> {
-        let shared = &self.shared;
-        let device = || shared.name.clone();
-        if shared.removed.load(Ordering::Acquire) {
-            return Err(DeviceError::Gone(device()));
-        }
-        let old = shared.size();
-        if blocks < old {
-            return Err(DeviceError::Unsupported { op: "shrinking", device: device() });
-        }
-        let len_bytes = blocks.0.checked_mul(u64::from(shared.geometry.block_bytes));
-        if len_bytes.is_none_or(|len| len > shared.ram.len_bytes()) {
-            let source = std::io::ErrorKind::OutOfMemory.into();
-            return Err(DeviceError::Os {
-                op: "growing beyond its reserved addresses",
-                device: device(),
-                source,
-            });
-        }
-        if shared.blocks.fetch_max(blocks.0, Ordering::AcqRel) < blocks.0 {
-            shared.events.send(DeviceEvent::Resized(blocks));
-        }
-        Ok(shared.size())
-    }
-
-    fn remove(&self) {
-        if !self.shared.removed.swap(true, Ordering::AcqRel) {
-            self.shared.events.send(DeviceEvent::Removed);
-        }
-    }
-
-    fn open_channel(&self) -> LocalBoxFuture<'_, Result<Box<dyn IoChannel>, DeviceError>> {
-        let shared = self.shared.clone();
-        Box::pin(async move {
-            if shared.removed.load(Ordering::Acquire) {
-                return Err(DeviceError::Gone(shared.name.clone()));
-            }
-            let writer = Writer::new(&shared.exclusion);
-            let queue = InstantQueue::new(shared.geometry.queue_depth);
-            Ok(Box::new(Channel { shared, writer, queue, long_work: VecDeque::new() }) as Box<dyn IoChannel>)
-        })
+    fn channel(shared: Arc<Shared>) -> Box<dyn IoChannel> {
+        let writer = Writer::new(&shared.medium().exclusion);
+        let queue = InstantQueue::new(shared.geometry().queue_depth);
+        Box::new(Channel { shared, writer, queue, long_work: VecDeque::new() })
     }
 }
 
 impl Shared {
     #[inline]
-    fn size(&self) -> BlockCount {
-        BlockCount(self.blocks.load(Ordering::Acquire))
-    }
-
-    #[inline]
     fn offset_bytes(&self, lba: Lba) -> u64 {
-        lba.0 << self.geometry.block_bytes.trailing_zeros()
+        lba.0 << self.geometry().block_bytes.trailing_zeros()
     }
 
     /// The memory of a block that exists, or the end of the device.
     #[inline]
     fn at(&self, lba: Lba) -> NonNull<u8> {
-        self.ram.at(self.offset_bytes(lba))
+        self.medium().ram.at(self.offset_bytes(lba))
     }
 
     /// True when a valid Unmap or Write Zeroes is too long to be done at submission.
@@ -219,12 +101,12 @@ impl Shared {
             Opcode::Unmap => io.ranges.iter().map(|range| range.blocks.0).sum(),
             _ => io.blocks.0,
         };
-        blocks > ZERO_AT_ONCE_BYTES / u64::from(self.geometry.block_bytes)
+        blocks > ZERO_AT_ONCE_BYTES / u64::from(self.geometry().block_bytes)
     }
 
     fn zero(&self, range: BlockRange) {
-        let block_bytes = u64::from(self.geometry.block_bytes);
-        self.ram.zero(self.offset_bytes(range.start), range.blocks.0 * block_bytes);
+        let block_bytes = u64::from(self.geometry().block_bytes);
+        self.medium().ram.zero(self.offset_bytes(range.start), range.blocks.0 * block_bytes);
     }
 }
 
@@ -253,7 +135,7 @@ impl IoChannel for Channel {
             return Ok(());
         }
         if io.opcode == Opcode::Read && io.flags.contains(IoFlags::MAY_LEND) && io.blocks.0 > 0 {
-            let len_bytes = io.blocks.0 as u32 * shared.geometry.block_bytes;
+            let len_bytes = io.blocks.0 as u32 * shared.geometry().block_bytes;
             self.queue.lend(token, SgEntry { ptr: shared.at(io.lba), len_bytes, region: RegionId::NONE });
             return Ok(());
         }
@@ -313,10 +195,7 @@ impl Channel {
         if self.queue.is_closed() {
             return Err(check::CLOSED);
         }
-        if self.shared.removed.load(Ordering::Relaxed) {
-            return Err(check::REMOVED);
-        }
-        check::validate(io, &self.shared.geometry, CAPABILITIES, self.shared.size())
+        self.shared.admit(io)
     }
 
     /// Takes up a long Unmap or Write Zeroes. Allocates: these are as rare as they are long.
@@ -332,7 +211,7 @@ impl Channel {
 
     #[cold]
     fn continue_long_zero(&mut self) {
-        let block_bytes = u64::from(self.shared.geometry.block_bytes);
+        let block_bytes = u64::from(self.shared.geometry().block_bytes);
         let mut budget_blocks = ZERO_AT_ONCE_BYTES / block_bytes;
         let Some(work) = self.long_work.front_mut() else { return };
         let _guard = self.writer.enter();
@@ -411,7 +290,7 @@ impl Channel {
         let shared = &*self.shared;
         for range in ranges {
             let src = shared.at(range.start).as_ptr();
-            let len = (range.blocks.0 * u64::from(shared.geometry.block_bytes)) as usize;
+            let len = (range.blocks.0 * u64::from(shared.geometry().block_bytes)) as usize;
             // SAFETY: both ranges lie within the device; they may overlap, which this copy allows.
             unsafe { core::ptr::copy(src, dst, len) };
             dst = dst.wrapping_add(len);

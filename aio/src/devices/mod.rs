@@ -1,8 +1,9 @@
 //! Devices that need nothing but this crate.
 //!
 //! # Map
-//! - [`mod@file`]: files and block devices. - [`malloc`]: a RAM disk. - [`null`]: stores nothing. - [`sim`]: fails on purpose, for tests.
-//! - Parts: [`events`] (subscribers), `instant_queue` (completions of work done at submission), `token_map`,
+//! - [`mod@file`]: files and block devices. - [`malloc`]: a RAM disk. - [`null`]: stores nothing. - [`sim`]: fails on
+//!   purpose, for tests.
+//! - Parts: [`memory_device`] (what `malloc` and `null` have in common), [`events`] (subscribers), `instant_queue` (completions of work done at submission), `token_map`,
 //!   `exclusion` (Compare and Write against other cores), `ram` (a mapping), `zeroes` (another), [`prng`] (seeded numbers).
 //!
 //! [`create`] makes a device of a URI.
@@ -12,6 +13,7 @@ mod exclusion;
 pub mod file;
 mod instant_queue;
 pub mod malloc;
+pub mod memory_device;
 pub mod null;
 pub mod prng;
 mod ram;

@@ -7,7 +7,7 @@
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
-use super::malloc::MAX_TRANSFER_BYTES;
+use super::memory_device::MAX_TRANSFER_BYTES;
 
 /// The process's region of zeroes: one largest transfer long, read-only, mapped once and never unmapped.
 pub(super) struct Zeroes(NonNull<u8>);
