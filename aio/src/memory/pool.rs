@@ -31,8 +31,9 @@ pub struct DmaPool(Rc<Inner>);
 
 impl DmaPool {
     /// A pool of `capacity` chunks of `chunk_bytes` (rounded up to a multiple of 64), in a region of its own.
+    /// Lengths that no number or address space holds are errors.
     pub fn new(memory: &Arc<Memory>, chunk_bytes: u32, capacity: u32) -> Result<Self, MemoryError> {
-        let chunk_bytes = chunk_bytes.max(1).next_multiple_of(64);
+        let chunk_bytes = rounded(chunk_bytes.max(1), 64)?;
         let len_bytes = chunk_bytes as usize * capacity as usize;
         let region = memory.allocate(RegionSpec::new(len_bytes))?;
         Ok(Self::within(region, 0, chunk_bytes, capacity))
@@ -63,6 +64,12 @@ impl DmaPool {
     pub fn available(&self) -> u32 {
         self.0.free.borrow().len() as u32
     }
+}
+
+/// `chunk_bytes` rounded up, where the result still fits.
+fn rounded(chunk_bytes: u32, multiple: u32) -> Result<u32, MemoryError> {
+    let rounded = chunk_bytes.checked_next_multiple_of(multiple);
+    rounded.ok_or(MemoryError::BadLength { len_bytes: chunk_bytes as usize })
 }
 
 /// One chunk of a [`DmaPool`]; goes back when dropped.
@@ -166,17 +173,19 @@ impl Default for PoolsConfig {
 pub struct DmaPools(Rc<[DmaPool]>);
 
 impl DmaPools {
-    /// Makes the pools. Empty classes are left out.
+    /// Makes the pools. Empty classes are left out; lengths that no number or address space holds are errors.
     pub fn new(memory: &Arc<Memory>, config: &PoolsConfig) -> Result<Self, MemoryError> {
         let mut classes: Vec<PoolClass> = config
             .classes
             .iter()
             .filter(|c| c.chunk_bytes > 0 && c.capacity > 0)
-            .map(|c| PoolClass { chunk_bytes: c.chunk_bytes.next_multiple_of(4096), ..*c })
-            .collect();
+            .map(|c| Ok(PoolClass { chunk_bytes: rounded(c.chunk_bytes, 4096)?, ..*c }))
+            .collect::<Result<_, MemoryError>>()?;
         classes.sort_by_key(|c| c.chunk_bytes);
         let len = |c: &PoolClass| c.chunk_bytes as usize * c.capacity as usize;
-        let region = memory.allocate(RegionSpec::new(classes.iter().map(len).sum()))?;
+        let sum = classes.iter().try_fold(0_usize, |sum, c| sum.checked_add(len(c)));
+        let len_bytes = sum.ok_or(MemoryError::BadLength { len_bytes: usize::MAX })?;
+        let region = memory.allocate(RegionSpec::new(len_bytes))?;
         let mut offset_bytes = 0;
         let pools = classes.iter().map(|c| {
             let pool = DmaPool::within(region.clone(), offset_bytes, c.chunk_bytes, c.capacity);
@@ -251,6 +260,18 @@ mod tests {
         assert_eq!(e.ptr.as_ptr() as usize, buf.ptr().as_ptr() as usize + 512);
         let outside = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| buf.sg(512, 3585)));
         assert!(outside.is_err());
+    }
+
+    /// A bug: the rounded length wrapped around to 0, and the pool handed out chunks without memory.
+    #[test]
+    fn lengths_that_do_not_fit_are_refused() {
+        let refused = |result: Result<(), MemoryError>| matches!(result, Err(MemoryError::BadLength { .. }));
+        assert!(refused(DmaPool::new(&memory(), u32::MAX, 1).map(drop)));
+        let class = |chunk_bytes, capacity| PoolClass { chunk_bytes, capacity };
+        let pools = |classes| DmaPools::new(&memory(), &PoolsConfig { classes }).map(drop);
+        assert!(refused(pools(vec![class(u32::MAX - 100, 1)])));
+        let huge = class(u32::MAX - 4095, u32::MAX);
+        assert!(refused(pools(vec![huge, huge])), "the sum does not fit");
     }
 
     #[test]

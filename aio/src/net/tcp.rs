@@ -4,17 +4,24 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags, sockopt};
 
 use super::socket;
-use crate::reactor::Watch;
+use crate::reactor::{Core, Watch};
 use crate::reactor::watch::Watcher;
 use crate::sg::SgEntry;
 use crate::stream::{ByteStream, Detached, Listener, Network, Ready};
 
 /// Connections that the kernel completes while nobody accepts: a thousand hosts that come at once.
 const BACKLOG: i32 = 4096;
+
+/// How long a listener rests when the kernel had no memory for a connection: the knock stays, and trying again in
+/// every turn would take a whole core, and more of what is short.
+const REST: Duration = Duration::from_millis(100);
 
 /// TCP through the core's engine.
 pub struct SocketNetwork {
@@ -26,22 +33,22 @@ impl SocketNetwork {
         Self { watcher }
     }
 
-    fn listen_on(&self, fd: OwnedFd) -> io::Result<Box<dyn Listener>> {
+    fn listen_on(&self, fd: OwnedFd) -> io::Result<TcpListener> {
         let local = socket::local_addr(fd.as_fd())?;
         let watch = Watch::new(self.watcher.clone(), fd)?;
         watch.arm(false);
         let spare = RefCell::new(Some(spare()?));
-        Ok(Box::new(TcpListener { watch, local, watcher: self.watcher.clone(), spare }))
+        Ok(TcpListener { watch, local, watcher: self.watcher.clone(), spare, resting: Rc::default() })
     }
 }
 
 impl Network for SocketNetwork {
     fn listen(&self, addr: SocketAddr) -> io::Result<Box<dyn Listener>> {
-        self.listen_on(socket::listening(addr, BACKLOG, false)?)
+        Ok(Box::new(self.listen_on(socket::listening(addr, BACKLOG, false)?)?))
     }
 
     fn listen_shared(&self, addr: SocketAddr) -> io::Result<Box<dyn Listener>> {
-        self.listen_on(socket::listening(addr, BACKLOG, true)?)
+        Ok(Box::new(self.listen_on(socket::listening(addr, BACKLOG, true)?)?))
     }
 
     fn connect(&self, addr: SocketAddr) -> io::Result<Box<dyn ByteStream>> {
@@ -167,6 +174,8 @@ struct TcpListener {
     /// Given up to turn somebody away when the process has no descriptors left; else the knock would stay, and the core
     /// would try again in every turn.
     spare: RefCell<Option<OwnedFd>>,
+    /// Until the [`REST`] is over.
+    resting: Rc<Cell<bool>>,
 }
 
 /// A descriptor that is good for nothing.
@@ -191,6 +200,37 @@ impl TcpListener {
         self.watch.arm(false);
     }
 
+    /// Looks again when the rest is over; the timer wakes the core for it.
+    fn rest(&self) {
+        let Some(core) = Core::current() else { return };
+        self.resting.set(true);
+        let resting = self.resting.clone();
+        let sleeper = core.clone();
+        core.spawn(async move {
+            sleeper.sleep(REST).await;
+            resting.set(false);
+        });
+    }
+
+    /// The kernel gave no connection. What is worth telling is the error.
+    fn refused(&self, why: Errno) -> io::Result<()> {
+        match why {
+            Errno::AGAIN => {
+                self.nobody();
+                Ok(())
+            }
+            Errno::MFILE | Errno::NFILE if !self.turn_away() => {
+                self.nobody();
+                Ok(())
+            }
+            Errno::NOBUFS | Errno::NOMEM => {
+                self.rest();
+                Err(why.into())
+            }
+            _ => Err(why.into()),
+        }
+    }
+
     fn accepted(&self, fd: OwnedFd, peer: SocketAddr) -> io::Result<Box<dyn ByteStream>> {
         socket::set_stream_options(fd.as_fd())?;
         let local = socket::local_addr(fd.as_fd())?;
@@ -201,6 +241,9 @@ impl TcpListener {
 
 impl Listener for TcpListener {
     fn accept(&mut self) -> io::Result<Option<Box<dyn ByteStream>>> {
+        if self.resting.get() {
+            return Ok(None);
+        }
         if !self.watch.ready().readable {
             self.watch.arm(false);
             return Ok(None);
@@ -210,7 +253,7 @@ impl Listener for TcpListener {
             match rustix::net::acceptfrom_with(self.watch.get_ref(), flags) {
                 // The knock was taken back: the next one. Going away without looking on would let the core sleep
                 // over it.
-                Err(rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR) => {}
+                Err(Errno::CONNABORTED | Errno::INTR) => {}
                 other => break other,
             }
         };
@@ -220,22 +263,54 @@ impl Listener for TcpListener {
                 let Some(peer) = peer.and_then(|p| SocketAddr::try_from(p).ok()) else { return Ok(None) };
                 self.accepted(fd, peer).map(Some)
             }
-            Err(e) if e == rustix::io::Errno::AGAIN => {
-                self.nobody();
-                Ok(None)
-            }
-            Err(e @ (rustix::io::Errno::MFILE | rustix::io::Errno::NFILE)) => {
-                if self.turn_away() {
-                    return Err(e.into());
-                }
-                self.nobody();
-                Ok(None)
-            }
-            Err(e) => Err(e.into()),
+            Err(e) => self.refused(e).map(|()| None),
         }
     }
 
     fn local_addr(&self) -> SocketAddr {
         self.local
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reactor::{CoreId, EngineChoice, Reactor, ReactorConfig, Turn};
+    use std::net::TcpStream as StdStream;
+    use std::time::Instant;
+
+    /// A bug: without memory for a connection, the listener tried again in every turn.
+    #[test]
+    fn a_listener_rests_when_the_kernel_has_no_memory() {
+        let config = ReactorConfig {
+            pin: false,
+            engine: EngineChoice::Epoll,
+            spin_window: Duration::ZERO,
+            ..ReactorConfig::new(CoreId(1))
+        };
+        let mut reactor = Reactor::new(config).unwrap();
+        let watcher = reactor.core().watcher().unwrap();
+        let fd = socket::listening("127.0.0.1:0".parse().unwrap(), BACKLOG, false).unwrap();
+        let mut listener = reactor.enter(|| SocketNetwork::new(watcher).listen_on(fd)).unwrap();
+        let _peer = StdStream::connect(listener.local_addr()).unwrap();
+        while !listener.watch.ready().readable {
+            reactor.turn();
+        }
+        for why in [Errno::NOBUFS, Errno::NOMEM] {
+            let start = Instant::now();
+            assert!(reactor.enter(|| listener.refused(why)).is_err(), "it is worth telling");
+            assert!(reactor.enter(|| listener.accept()).unwrap().is_none(), "the knock is there, the listener rests");
+            let mut turns = 0;
+            while listener.resting.get() {
+                turns += 1;
+                assert!(start.elapsed() < Duration::from_secs(60), "the core sleeps over the end of the rest");
+                if reactor.turn() == Turn::Idle {
+                    reactor.sleep(None);
+                }
+            }
+            assert!(start.elapsed() >= REST - Duration::from_millis(20), "{:?}", start.elapsed());
+            assert!(turns < 100, "the core sleeps meanwhile: {turns} turns");
+        }
+        assert!(reactor.enter(|| listener.accept()).unwrap().is_some(), "the knock is answered");
     }
 }

@@ -140,6 +140,11 @@ impl Core {
         CoreHandle(self.0.shared.clone())
     }
 
+    #[cfg(test)]
+    pub(crate) fn watcher(&self) -> Option<super::watch::Watcher> {
+        self.0.engine.watcher()
+    }
+
     /// Watches the readiness of a descriptor that is not a socket of [`network`](Self::network): an interrupt's
     /// eventfd, a completion channel. An error when the reactor has no engine.
     pub fn watch<F: AsFd>(&self, fd: F) -> io::Result<Watch<F>> {

@@ -73,7 +73,7 @@ enum TaskRun {
 pub(crate) struct Ring {
     io: RefCell<IoUring>,
     sources: RefCell<Vec<Option<Source>>>,
-    /// Cancellations that found no room.
+    /// Cancellations that found no room, of entries that have not completed.
     overdue_cancels: RefCell<Vec<u64>>,
     /// Takes no entries any more.
     closed: Cell<bool>,
@@ -192,6 +192,15 @@ impl Ring {
         }
     }
 
+    /// The entry of this user data has completed: its name may be given to another one from now on, which a
+    /// cancellation that still waits for room must not hit.
+    fn forget_cancel(&self, target: u64) {
+        let mut overdue = self.overdue_cancels.borrow_mut();
+        if !overdue.is_empty() {
+            overdue.retain(|waiting| *waiting != target);
+        }
+    }
+
     /// Delivers completions that are there; returns how many. No syscall unless the kernel flagged work.
     pub(crate) fn reap(&self) -> usize {
         let mut total = 0;
@@ -234,6 +243,9 @@ impl Ring {
         }
         let source = SourceId((cqe.user_data() >> 32) as u32);
         let last = !cqueue::more(cqe.flags());
+        if last {
+            self.forget_cancel(cqe.user_data());
+        }
         let sink = {
             let mut sources = self.sources.borrow_mut();
             let Some(Some(s)) = sources.get_mut(source.0 as usize) else { return };

@@ -160,3 +160,28 @@ fn sinks_may_push_while_they_complete() {
     assert!(ring.close());
     again.id.set(None);
 }
+
+/// A bug: a cancellation that had to wait for room hit the next entry of the same slot.
+#[test]
+fn a_cancellation_that_waits_does_not_outlive_its_entry() {
+    let Some(ring) = ring() else { return };
+    let log = Rc::new(Log::default());
+    let id = ring.register(log.clone());
+    // SAFETY: a no-operation names no memory.
+    unsafe { ring.push(nop(), id, 7) }.unwrap();
+    ring.overdue_cancels.borrow_mut().push(user_data(id, 7));
+    ring.overdue_cancels.borrow_mut().push(user_data(id, 8));
+    ring.io.borrow_mut().submit_and_wait(1).unwrap();
+    assert_eq!(ring.reap(), 1);
+    assert_eq!(*ring.overdue_cancels.borrow(), [user_data(id, 8)], "that of another slot still waits");
+    let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    let poll = opcode::PollAdd::new(types::Fd(event.as_fd().as_raw_fd()), libc::POLLIN as u32).build();
+    // SAFETY: a poll names no memory; the descriptor outlives it.
+    unsafe { ring.push(poll, id, 7) }.unwrap();
+    ring.kick();
+    ring.kick();
+    ring.wait(Some(Duration::from_millis(20)));
+    ring.reap();
+    assert_eq!(*log.0.borrow(), [(7, 0)], "the new entry of the slot is still there");
+    assert!(ring.close());
+}

@@ -1,8 +1,16 @@
 //! The data side of a file: slots with their tasks, on the core's ring or on helper threads.
 //!
 //! A slot is taken from submission until its completion was polled. The ring is entered by the reactor, once a
-//! turn; results come back through it. Dropping a channel waits for what the kernel still has: no longer than
-//! the disk takes, which for a dying disk can be the kernel's time-outs (tens of seconds).
+//! turn; results come back through it.
+//!
+//! # The end of a channel
+//! Dropping a channel waits for what the kernel still has: as long as the disk takes, which for a dying disk can be
+//! the kernel's time-outs (tens of seconds), and for a file on a hung network mount for ever. There is no limit,
+//! because none would be sound: the slots' own memory could be leaked, but the lists of the I/Os name memory of the
+//! caller, who may free it as soon as the channel is gone, and the kernel would still write into it. Cancelling
+//! does not help either: the kernel stops only operations that have not reached the disk. So whoever has a
+//! choice closes the channel, polls until it is drained, and drops it then; to give up a disk that hangs is to end
+//! the process, which the kernel in turn lets go of only after the disk.
 //!
 //! # Unsafe
 //! Hands tasks' memory and callers' memory to the kernel; the slot keeps both until the result.
