@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nvme::Nqn;
 
+use super::admin::DiscoveryPages;
 use super::ana::ListenerId;
 use super::board::{Acks, Attach, CoreInbox, CoreIndex, CoreMsg, SubsystemId};
 use super::config::{AllowedHosts, Listeners, TargetConfig, serial_of};
@@ -40,6 +41,7 @@ impl Target {
             cores: Vec::new(),
             listeners: Vec::new(),
             discovery_generation: 0,
+            discovery_pages: DiscoveryPages::default(),
             controllers: 0,
             next_namespace: 0,
             next_pause: 0,

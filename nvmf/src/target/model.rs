@@ -8,7 +8,7 @@ use aio::device::Subscription;
 use aio::{BlockDevice, Capabilities, Instant};
 use nvme::{Cntlid, HostId, Nqn, Nsid};
 
-use super::admin::Event;
+use super::admin::{DiscoveryPages, Event};
 use super::ana::{AnaTable, ListenerId};
 use super::board::{CoreInbox, CoreMsg, SubsystemId};
 use super::config::{AllowedHosts, Listeners};
@@ -24,6 +24,8 @@ pub(super) struct Model {
     pub(super) listeners: Vec<Option<SocketAddr>>,
     /// Generation counter of the discovery log page.
     pub(super) discovery_generation: u64,
+    /// Discovery log pages of this generation that were read lately.
+    pub(super) discovery_pages: DiscoveryPages,
     /// Controllers over all subsystems, dying ones included.
     pub(super) controllers: usize,
     /// Serial number of the next namespace.

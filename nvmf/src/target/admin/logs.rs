@@ -1,11 +1,10 @@
 //! Get Log Page (NVMe Base 2.0, section 5.16).
 
-use std::net::SocketAddr;
+use std::borrow::Cow;
 
 use aio::Instant;
 use nvme::feature::Fid;
 use nvme::identify::controller::Oncs;
-use nvme::log::discovery::{self, DiscoveryEntry, EntryFlags, SubsystemType};
 use nvme::log::smart::data_units;
 use nvme::log::{
     AnaLog, CommandEffects, EffectsLog, FeatureEffects, FeatureEffectsLog, FirmwareSlotLog, GetLogPage, Lid,
@@ -18,7 +17,7 @@ use super::identify::oncs;
 use super::{AdminOutcome, to_host};
 use crate::target::ana::ListenerId;
 use crate::target::controller::{Controller, ControllerKind};
-use crate::target::model::{Life, Model, Subsystem};
+use crate::target::model::{Model, Subsystem};
 
 /// The pages of an I/O controller; ANA comes on top where it is reported.
 const IO_PAGES: [Lid; 8] = [
@@ -45,25 +44,28 @@ impl Controller {
         if get.len_bytes > u64::from(self.shared.config.max_io_bytes) {
             return Err(Status::INVALID_FIELD);
         }
-        let model = self.shared.lock();
+        let mut guard = self.shared.lock();
+        let model = &mut *guard;
         let subsystem = model.subsystem(self.subsystem()).ok_or(Status::INTERNAL_ERROR)?;
         let pages = self.pages(subsystem);
         if !pages.contains(&get.lid) {
             return Err(Status::INVALID_LOG_PAGE);
         }
-        let page = match get.lid {
-            Lid::SUPPORTED => SupportedLogPages::build(&pages).wire().to_vec(),
-            Lid::ERROR => self.lock().admin.errors.page(),
-            Lid::SMART => self.smart(&model, subsystem, get.nsid, now)?,
-            Lid::FIRMWARE_SLOT => FirmwareSlotLog::single(&self.shared.config.firmware).wire().to_vec(),
-            Lid::CHANGED_NAMESPACES => {
-                changed_namespaces(self.lock().admin.events.changed_namespaces()).wire().to_vec()
+        let page: Cow<'_, [u8]> = match get.lid {
+            Lid::SUPPORTED => SupportedLogPages::build(&pages).wire().to_vec().into(),
+            Lid::ERROR => self.lock().admin.errors.page().into(),
+            Lid::SMART => self.smart(model, subsystem, get.nsid, now)?.into(),
+            Lid::FIRMWARE_SLOT => {
+                FirmwareSlotLog::single(&self.shared.config.firmware).wire().to_vec().into()
             }
-            Lid::EFFECTS => effects(subsystem),
-            Lid::FEATURE_EFFECTS => feature_effects(),
-            Lid::MI_EFFECTS => vec![0; MI_EFFECTS_LEN_BYTES],
-            Lid::ANA => ana_page(subsystem, self.listener(), get.lsp & ana::RETURN_GROUPS_ONLY != 0),
-            _ => self.discovery_page(&model),
+            Lid::CHANGED_NAMESPACES => {
+                changed_namespaces(self.lock().admin.events.changed_namespaces()).wire().to_vec().into()
+            }
+            Lid::EFFECTS => effects(subsystem).into(),
+            Lid::FEATURE_EFFECTS => feature_effects().into(),
+            Lid::MI_EFFECTS => vec![0; MI_EFFECTS_LEN_BYTES].into(),
+            Lid::ANA => ana_page(subsystem, self.listener(), get.lsp & ana::RETURN_GROUPS_ONLY != 0).into(),
+            _ => self.discovery_page(model).into(),
         };
         // What lies beyond the end of a page reads as zeroes.
         let mut data = get.window(&page)?.to_vec();
@@ -116,44 +118,6 @@ impl Controller {
         }
         .wire()
         .to_vec())
-    }
-
-    /// The discovery log page for this host: every subsystem that it may connect to, by every listener of that
-    /// subsystem, and the discovery subsystem itself.
-    fn discovery_page(&self, model: &Model) -> Vec<u8> {
-        let mut entries = Vec::new();
-        let serving = model.subsystems.iter().flatten().filter(|s| s.life == Life::Serving);
-        for subsystem in serving.filter(|s| s.hosts.allows(self.hostnqn().as_str())) {
-            let subtype = match subsystem.kind {
-                ControllerKind::Io => SubsystemType::NVM,
-                ControllerKind::Discovery => SubsystemType::CURRENT_DISCOVERY,
-            };
-            for (place, addr) in model.listeners.iter().enumerate() {
-                let (id, Some(addr)) = (ListenerId(place as u16), addr) else { continue };
-                if !subsystem.listeners.contains(id) {
-                    continue;
-                }
-                let Some(addr) = self.seen_address(*addr) else { continue };
-                let mut entry = DiscoveryEntry::tcp(subtype, &subsystem.nqn, addr, id.0 + 1);
-                entry.asqsz = self.shared.config.admin_entries().into();
-                if subsystem.kind == ControllerKind::Discovery {
-                    entry.eflags = EntryFlags::DUPLICATE_INFORMATION | EntryFlags::PERSISTENT_CONNECTION;
-                }
-                entries.push(entry);
-            }
-        }
-        discovery::build(model.discovery_generation, &entries)
-    }
-
-    /// A listener's address as this host reaches it: an unspecified one is the one that it used. `None` when it
-    /// used IPv6, and this listener only knows IPv4.
-    fn seen_address(&self, listener: SocketAddr) -> Option<SocketAddr> {
-        if !listener.ip().is_unspecified() {
-            return Some(listener);
-        }
-        let local = self.local_addr().ip().to_canonical();
-        let reachable = listener.is_ipv6() || local.is_ipv4();
-        reachable.then(|| SocketAddr::new(local, listener.port()))
     }
 }
 

@@ -1,11 +1,12 @@
 //! Commands of the admin queue (NVMe Base 2.0, section 5), except Fabrics commands.
 //!
-//! - `identify`, `logs`, `features`: what they are named after.
+//! - `identify`, `logs`, `discovery`, `features`: what they are named after.
 //! - `events`: Asynchronous Event Request, what is reported, masked and read.
 //! - `errors`: the ring behind the Error Information log page.
 //! - `abort`: finds the queue, and lets its core try.
 
 mod abort;
+mod discovery;
 mod errors;
 mod events;
 mod features;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use aio::Instant;
 use nvme::{AdminOpcode, Cid, HostId, Qid, Sqe, Status};
 
+pub(super) use discovery::DiscoveryPages;
 use errors::ErrorLog;
 pub use errors::FailedCommand;
 pub(super) use events::Event;

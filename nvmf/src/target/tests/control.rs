@@ -258,6 +258,30 @@ fn discovery_lists_what_this_host_may_use() {
     assert!(matches!(bench.target.remove_listener(second), Err(TargetError::NoListener(1))));
 }
 
+/// A bug: each read of a piece made the whole page, so that reading it cost the square of its length.
+#[test]
+fn a_discovery_page_is_made_once_however_it_is_read() {
+    let bench = Bench::new();
+    let admins = [HOST, OTHER_HOST].map(|host| granted(bench.admin_of(nvme::nqn::DISCOVERY_NQN, host)));
+    admins.iter().for_each(enable);
+    let made = || bench.target.shared.lock().discovery_pages.made;
+    let read = || admins.each_ref().map(|admin| read_log(admin, Lid::DISCOVERY, 4096));
+    let before = made();
+    let pages = read();
+    for _ in 0..10 {
+        assert_eq!(read(), pages, "two hosts by turns");
+    }
+    assert_eq!(made() - before, 2, "one page for each host");
+    bench.target.add_listener(addr("198.51.100.9:4421"));
+    let later = read();
+    assert!(later[0] != pages[0] && later[1] != pages[1], "no stale page");
+    assert_eq!(made() - before, 4);
+    bench.target.set_allowed_hosts(NQN, AllowedHosts::from_list([OTHER_HOST.to_owned()])).unwrap();
+    let entries = |page: &[u8]| discovery::parse(page).unwrap().1.len();
+    let [ours, theirs] = read();
+    assert!(entries(&ours) < entries(&theirs), "what a host may not use is not in its page");
+}
+
 #[test]
 fn discovery_shows_addresses_that_the_host_can_use() {
     let bench = Bench::new();
