@@ -1,10 +1,8 @@
 //! `cargo run -p fuzz -- TARGET [FILE...]`: repeats finds. Without files: the corpus and a minute of mutations.
-//! `--write-seeds FOLDER` instead writes what the target starts from, for fuzzers that read folders.
 
 use fuzz::Target;
 use fuzz::driver::{Bound, corpus, run};
-use fuzz::targets::ALL;
-use std::path::Path;
+use fuzz::targets::{ALL, list};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
@@ -12,16 +10,10 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let name = arguments.next().unwrap_or_default();
     let Some(target) = ALL.iter().find(|target| target.name == name) else {
-        eprintln!("usage: fuzz TARGET [FILE... | --write-seeds FOLDER]\ntargets:");
-        ALL.iter().for_each(|target| eprintln!("  {:12} {}", target.name, target.about));
+        eprintln!("usage: fuzz TARGET [FILE...]\n{}", list());
         return ExitCode::from(2);
     };
     let files: Vec<String> = arguments.collect();
-    if let [flag, folder] = files.as_slice()
-        && flag == "--write-seeds"
-    {
-        return write_seeds(target, Path::new(folder));
-    }
     let given = if files.is_empty() { corpus(target) } else { files.iter().map(std::fs::read).collect() };
     let mut given = match given {
         Ok(given) => given,
@@ -47,15 +39,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn write_seeds(target: &Target, folder: &Path) -> ExitCode {
-    for (number, seed) in (target.seeds)().iter().enumerate() {
-        let path = folder.join(format!("seed-{number}"));
-        if let Err(error) = std::fs::write(&path, seed) {
-            eprintln!("fuzz: cannot write {}: {error}", path.display());
-            return ExitCode::FAILURE;
-        }
-    }
-    ExitCode::SUCCESS
 }

@@ -16,6 +16,7 @@ mod text;
 mod wire;
 
 use crate::Target;
+use std::path::Path;
 
 /// All targets.
 pub const ALL: &[Target] = &[
@@ -32,3 +33,16 @@ pub const ALL: &[Target] = &[
     text::STATE,
     text::HOST,
 ];
+
+/// The targets, one a line, below a heading.
+pub fn list() -> String {
+    ALL.iter().fold("targets:".to_owned(), |text, target| format!("{text}\n  {:12} {}", target.name, target.about))
+}
+
+/// Writes what the target starts from into a folder, one file each.
+pub fn write_seeds(target: &Target, folder: &Path) -> std::io::Result<()> {
+    let seeds = (target.seeds)();
+    seeds.iter().enumerate().try_for_each(|(number, seed)| {
+        std::fs::write(folder.join(format!("seed-{number}")), seed)
+    })
+}

@@ -1,274 +1,299 @@
 //! `cargo xtask soak`: many simulation seeds and long fuzzing, recorded in docs/soak.md and resumed from it.
+//!
+//! - [`scope`]: what a scenario or target covers, and the tree that this is. - [`record`]: docs/soak.md.
+//! - [`work`]: the programs, and running a piece.
+//!
+//! The work is done in pieces of about two minutes, each recorded when it is done: a kill at any moment loses
+//! no more than those that are running. Goals are totals for the tree at hand, however many runs they take.
 
-use crate::process::{cargo, exists, output, root, run_lines, target};
+mod record;
+mod scope;
+mod work;
+
+use crate::process::exists;
 use crate::report::{Report, Tally};
 use anyhow::{Context, Result, ensure};
-use std::path::PathBuf;
-use std::process::Command;
-use std::time::Instant;
+use record::{GOOD, Record, Row};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use work::{Piece, Program};
 
-/// Seeds of one row of work; what is done when a run is interrupted is at least recorded up to here.
-const SEEDS_AT_A_TIME: u64 = 5_000;
-
-/// Coverage as libFuzzer reads it, by flags of stable Rust; nothing here needs a sanitizer.
-const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
-    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
-    -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 --cfg fuzzing";
+/// How long a piece should take.
+const PIECE: Duration = Duration::from_secs(120);
+/// Seeds of a scenario's first piece, before it is known how long they take.
+const FIRST_SEEDS: u64 = 200;
 
 /// How long to soak, and what.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// How many more seeds of each simulation scenario.
+    /// How many seeds of each simulation scenario there should be.
     #[arg(long, default_value_t = 100_000)]
     seeds: u64,
-    /// How many more minutes of each fuzz target.
+    /// How many minutes of each fuzz target there should be.
     #[arg(long, default_value_t = 10)]
     fuzz_minutes: u64,
-    /// Only this scenario or fuzz target; repeat for more.
+    /// Only this scenario or fuzz target (`nvmf`, or as recorded: `sim nvmf`); repeat for more.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
+    /// How many pieces run at a time.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    cores: u16,
+    /// Begin nothing more after so many minutes.
+    #[arg(long, value_name = "N")]
+    minutes: Option<u64>,
+    /// Only say what is missing.
+    #[arg(long)]
+    status: bool,
+}
+
+/// Kinds of work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Sim,
+    Fuzz,
+}
+
+/// One scenario or target.
+struct Item {
+    kind: Kind,
+    /// As it is called in its program.
+    name: String,
+    /// As it is recorded.
+    what: String,
+    tree: String,
+    /// Seeds, or seconds.
+    goal: u64,
+    done: u64,
+    running: u64,
+    /// Where the next piece begins.
+    next: u64,
+    /// Seeds of the next piece.
+    pace: u64,
+    failed: bool,
+}
+
+/// What the threads share.
+struct Soak {
+    record: Record,
+    items: Vec<Item>,
+    commit: String,
 }
 
 /// Soaks, and records each piece as it is done.
 pub(crate) fn run(report: &mut Report, args: &Args) -> Result<()> {
-    let mut record = Record::read()?;
-    let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|only| only == name);
-    if args.seeds > 0 {
-        simulate(report, &mut record, args.seeds, &wanted)?;
-    }
-    if args.fuzz_minutes > 0 {
-        fuzz(report, &mut record, args.fuzz_minutes, &wanted)?;
-    }
-    Ok(())
-}
-
-fn simulate(
-    report: &mut Report,
-    record: &mut Record,
-    seeds: u64,
-    wanted: &dyn Fn(&str) -> bool,
-) -> Result<()> {
-    // Checks of overflow and of our own claims stay on: a seed that wraps around quietly proves nothing.
-    let mut build = cargo();
-    build.args(["build", "--release", "--locked", "--package", "sim"]);
-    build.env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true");
-    build.env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "true");
-    build.env("CARGO_TARGET_DIR", soak_folder());
-    ensure!(crate::process::run(&mut build)?.success(), "the simulator does not build");
-    let binary = soak_folder().join("release/sim");
-    for scenario in names(&binary, "scenarios:")?.iter().filter(|name| wanted(name)) {
-        let name = format!("sim {scenario}");
-        let start = Instant::now();
-        let first = record.reached(&name);
-        let end = first + seeds;
-        let mut at = first;
-        while at < end {
-            let next = (at + SEEDS_AT_A_TIME).min(end);
-            let mut sweep = Command::new(&binary);
-            sweep.args([scenario.as_str(), "--seeds", &format!("{at}..{next}")]);
-            let good = run_lines(&mut sweep, |_| ())?.success();
-            record.add(&name, at, next, if good { "no failure" } else { "FAILED" })?;
-            if !good {
-                break;
-            }
-            at = next;
-        }
-        let failed = u64::from(at < end);
-        report.add(&name, Tally { passed: 1 - failed, failed, skipped: 0 }, start.elapsed());
-    }
-    Ok(())
-}
-
-fn fuzz(report: &mut Report, record: &mut Record, minutes: u64, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
-    if !exists("c++") && !exists("g++") {
-        report.skip("fuzz", "c++", "libFuzzer is C++ and there is no compiler for it (Debian: g++)");
-        return Ok(());
-    }
-    let triple = host()?;
-    let mut build = cargo();
-    build.args([
-        "build",
-        "--release",
-        "--locked",
-        "--target",
-        &triple,
-        "--package",
-        "fuzz",
-        "--features",
-        "libfuzzer",
-        "--bin",
-        "libfuzzer",
-    ]);
-    // `RUSTFLAGS` with a target: build scripts and macros are built without them.
-    build.env("RUSTFLAGS", COVERAGE).env("CARGO_TARGET_DIR", soak_folder());
-    build.env("CARGO_PROFILE_RELEASE_LTO", "off");
-    build.env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true");
-    build.env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "true");
-    ensure!(crate::process::run(&mut build)?.success(), "the fuzz targets do not build with coverage");
-    let binary = soak_folder().join(&triple).join("release/libfuzzer");
-    let mut list = cargo();
-    list.args(["run", "--quiet", "--locked", "--package", "fuzz"]);
-    for target in names_from(&mut list, "targets:")?.iter().filter(|name| wanted(name)) {
-        let name = format!("fuzz {target}");
-        let start = Instant::now();
-        // New inputs are kept beside the build; the tree's corpus and seeds are where it starts.
-        let kept = soak_folder().join("corpus").join(target);
-        let finds = soak_folder().join("finds");
-        std::fs::create_dir_all(&kept).with_context(|| format!("creating {}", kept.display()))?;
-        std::fs::create_dir_all(&finds).with_context(|| format!("creating {}", finds.display()))?;
-        let mut seeds = cargo();
-        seeds
-            .args(["run", "--quiet", "--locked", "--package", "fuzz", "--", target, "--write-seeds"])
-            .arg(&kept);
-        ensure!(crate::process::run(&mut seeds)?.success(), "no seeds for `{target}`");
-        let mut fuzzer = Command::new(&binary);
-        fuzzer
-            .env("KEELSON_FUZZ_TARGET", target)
-            .args([format!("-max_total_time={}", minutes * 60), "-max_len=16384".into()])
-            .args(["-timeout=30", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=0"])
-            .arg(format!("-artifact_prefix={}/{target}-", finds.display()))
-            .arg(&kept);
-        let given = root().join("tests/fuzz/corpus").join(target);
-        if given.is_dir() {
-            fuzzer.arg(given);
-        }
-        let good = run_lines(&mut fuzzer, |_| ())?.success();
-        let before = record.reached(&name);
-        let outcome = if good { "no failure".to_owned() } else { format!("FAILED, see {}", finds.display()) };
-        record.add(&name, before, before + minutes, if good { &outcome } else { "FAILED" })?;
-        if !good {
-            eprintln!("soak: {name}: {outcome}");
-        }
-        report.add(&name, Tally { passed: good.into(), failed: (!good).into(), skipped: 0 }, start.elapsed());
-    }
-    Ok(())
-}
-
-/// Where soaking builds and keeps things: apart from other builds, for its flags differ.
-fn soak_folder() -> PathBuf {
-    target().join("soak")
-}
-
-fn host() -> Result<String> {
-    let text = output(Command::new("rustc").args(["--version", "--verbose"]))?;
-    let triple = text.lines().find_map(|line| line.strip_prefix("host: "));
-    Ok(triple.context("`rustc --version --verbose` names no host")?.into())
-}
-
-fn names(binary: &std::path::Path, heading: &str) -> Result<Vec<String>> {
-    names_from(Command::new(binary).arg("--help"), heading)
-}
-
-/// The names that a program's usage text lists below `heading`: the first word of each indented line.
-fn names_from(command: &mut Command, heading: &str) -> Result<Vec<String>> {
-    let output = command.output().with_context(|| format!("asking `{}`", crate::process::shown(command)))?;
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    let names = text.lines().skip_while(|line| *line != heading).skip(1);
-    let names: Vec<String> = names.filter_map(|line| Some(line.split_whitespace().next()?.into())).collect();
-    ensure!(!names.is_empty(), "`{}` lists nothing below `{heading}`", crate::process::shown(command));
-    Ok(names)
-}
-
-/// docs/soak.md: prose, then a table of what was soaked.
-struct Record {
-    path: PathBuf,
-    prose: String,
-    rows: Vec<Row>,
-    commit: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Row {
-    what: String,
-    commit: String,
-    from: u64,
-    to: u64,
-    result: String,
-}
-
-const HEADING: &str = "| what | commit | from | to | result |\n|---|---|--:|--:|---|\n";
-
-impl Record {
-    fn read() -> Result<Self> {
-        let path = root().join("docs/soak.md");
-        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        let (prose, table) = text.split_once(HEADING).context("docs/soak.md has lost its table")?;
-        let mut git = Command::new("git");
-        git.current_dir(root()).args(["rev-parse", "--short=10", "HEAD"]);
-        let commit = output(&mut git)?.trim().to_owned();
-        Ok(Self { path, prose: prose.into(), rows: rows(table)?, commit })
-    }
-
-    /// Where the next piece of `what` begins: behind everything that was recorded, whatever the commit.
-    fn reached(&self, what: &str) -> u64 {
-        self.rows.iter().filter(|row| row.what == what).map(|row| row.to).max().unwrap_or(0)
-    }
-
-    /// Adds a piece and writes the file; a piece that continues a row of the same commit makes that row longer.
-    fn add(&mut self, what: &str, from: u64, to: u64, result: &str) -> Result<()> {
-        let row = Row { what: what.into(), commit: self.commit.clone(), from, to, result: result.into() };
-        add(&mut self.rows, row);
-        let table: String = self.rows.iter().map(Row::line).collect();
-        std::fs::write(&self.path, format!("{}{HEADING}{table}", self.prose))
-            .with_context(|| format!("writing {}", self.path.display()))
-    }
-}
-
-impl Row {
-    fn line(&self) -> String {
-        format!("| {} | {} | {} | {} | {} |\n", self.what, self.commit, self.from, self.to, self.result)
-    }
-}
-
-fn add(rows: &mut Vec<Row>, row: Row) {
-    let continues = |old: &&mut Row| {
-        old.what == row.what && old.commit == row.commit && old.to == row.from && old.result == row.result
+    let wanted = |kind: Kind, name: &str| {
+        let of_kind = if kind == Kind::Sim { args.seeds > 0 } else { args.fuzz_minutes > 0 };
+        let full = what(kind, name);
+        of_kind && (args.only.is_empty() || args.only.iter().any(|only| only == name || *only == full))
     };
-    match rows.iter_mut().find(continues) {
-        Some(old) => old.to = row.to,
-        None => rows.push(row),
+    let mut names: Vec<(Kind, String)> = scope::names();
+    let [sim, fuzz] = if args.status { [None, None] } else { programs(report, &names, &wanted)? };
+    for (kind, program, heading) in [(Kind::Sim, &sim, "scenarios:"), (Kind::Fuzz, &fuzz, "targets:")] {
+        if let Some(program) = program {
+            names.retain(|(of, _)| *of != kind);
+            names.extend(program.names(heading)?.into_iter().map(|name| (kind, name)));
+        } else if !args.status {
+            names.retain(|(of, _)| *of != kind);
+        }
+    }
+    names.retain(|(kind, name)| wanted(*kind, name));
+    let record = Record::read()?;
+    let items = names.into_iter().map(|(kind, name)| Item::new(&record, args, kind, name));
+    let items = items.collect::<Result<Vec<_>>>()?;
+    ensure!(!items.is_empty() || report.total().skipped > 0, "nothing is called {:?}", args.only);
+    let soak = Mutex::new(Soak { record, items, commit: scope::commit()? });
+    let start = Instant::now();
+    if !args.status {
+        let end = args.minutes.map(|minutes| start + Duration::from_secs(minutes * 60));
+        let worker = || work(&soak, [sim.as_ref(), fuzz.as_ref()], end);
+        std::thread::scope(|threads| {
+            let workers: Vec<_> = (0..args.cores).map(|_| threads.spawn(worker)).collect();
+            workers.into_iter().try_for_each(|thread| thread.join().expect("invariant: workers do not panic"))
+        })?;
+    }
+    let soak = soak.into_inner().unwrap_or_else(PoisonError::into_inner);
+    summary(report, &soak.items, start.elapsed(), args.status);
+    Ok(())
+}
+
+/// Builds what is wanted.
+fn programs(
+    report: &mut Report,
+    names: &[(Kind, String)],
+    wanted: &dyn Fn(Kind, &str) -> bool,
+) -> Result<[Option<Program>; 2]> {
+    let any = |kind| names.iter().any(|(of, name)| *of == kind && wanted(kind, name));
+    let sim = if any(Kind::Sim) { Some(work::simulator()?) } else { None };
+    let mut fuzz = None;
+    if any(Kind::Fuzz) {
+        if exists("c++") || exists("g++") {
+            fuzz = Some(work::fuzzer()?);
+        } else {
+            report.skip("fuzz", "c++", "libFuzzer is C++ and there is no compiler for it (Debian: g++)");
+        }
+    }
+    Ok([sim, fuzz])
+}
+
+fn what(kind: Kind, name: &str) -> String {
+    match kind {
+        Kind::Sim => format!("sim {name}"),
+        Kind::Fuzz => format!("fuzz {name}"),
     }
 }
 
-fn rows(table: &str) -> Result<Vec<Row>> {
-    let lines = table.lines().filter(|line| !line.trim().is_empty());
-    lines
-        .map(|line| row(line).with_context(|| format!("docs/soak.md: not a row of the table: {line}")))
-        .collect()
+/// Takes pieces until none is left. An error ends this thread; the others go on.
+fn work(soak: &Mutex<Soak>, programs: [Option<&Program>; 2], end: Option<Instant>) -> Result<()> {
+    while end.is_none_or(|end| Instant::now() < end) {
+        let Some((at, from, to)) = lock(soak).claim() else { return Ok(()) };
+        let (kind, name) = (lock(soak).items[at].kind, lock(soak).items[at].name.clone());
+        let piece = match (kind, programs) {
+            (Kind::Sim, [Some(sim), _]) => sim.seeds(&name, from, to),
+            (Kind::Fuzz, [_, Some(fuzz)]) => fuzz.inputs(&name, to - from),
+            _ => unreachable!("invariant: only what was built is an item"),
+        };
+        lock(soak).finish(at, from, to, piece)?;
+    }
+    Ok(())
 }
 
-fn row(line: &str) -> Option<Row> {
-    let cells: Vec<&str> = line.trim().trim_matches('|').split('|').map(str::trim).collect();
-    let [what, commit, from, to, result] = cells.as_slice() else { return None };
-    let [what, commit, result] = [what, commit, result].map(|cell| (*cell).to_owned());
-    Some(Row { what, commit, from: from.parse().ok()?, to: to.parse().ok()?, result })
+fn lock(soak: &Mutex<Soak>) -> MutexGuard<'_, Soak> {
+    soak.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Soak {
+    /// The next piece of what is furthest from its goal: its place, and its range.
+    fn claim(&mut self) -> Option<(usize, u64, u64)> {
+        let open = self.items.iter().enumerate().filter(|(_, item)| item.missing() > 0);
+        // One fuzzer a target: two would not share what they find.
+        let free = open.filter(|(_, item)| item.kind == Kind::Sim || item.running == 0);
+        let at = free.min_by_key(|(_, item)| (item.done + item.running) * 1_000_000 / item.goal)?.0;
+        let item = &mut self.items[at];
+        let most = if item.kind == Kind::Sim { item.pace } else { PIECE.as_secs() };
+        let from = item.next;
+        item.next += most.min(item.missing());
+        item.running += item.next - from;
+        Some((at, from, item.next))
+    }
+
+    fn finish(&mut self, at: usize, from: u64, to: u64, piece: Result<Piece>) -> Result<()> {
+        let item = &mut self.items[at];
+        item.running -= to - from;
+        let piece = piece?;
+        let to = match item.kind {
+            Kind::Sim => to,
+            // What was not run because of a pause is not recorded, and stays missing.
+            Kind::Fuzz => from + piece.took.as_secs().min(to - from),
+        };
+        let seconds = piece.took.as_secs_f64().max(0.1);
+        if piece.good {
+            item.done += to - from;
+            let pace = (to - from) as f64 * PIECE.as_secs_f64() / seconds;
+            item.pace = (pace as u64).clamp(1, item.pace * 8);
+        }
+        item.failed |= !piece.good;
+        let result = if piece.good { GOOD } else { "FAILED" };
+        println!(
+            "soak: {} {from}..{to}: {result}, {seconds:.0} s; {} of {}",
+            item.what, item.done, item.goal
+        );
+        if !piece.good {
+            let text = std::fs::read_to_string(&piece.log).unwrap_or_default();
+            let tail: Vec<&str> = text.lines().rev().take(40).collect();
+            tail.iter().rev().for_each(|line| println!("    {line}"));
+            println!("soak: all of it is in {}", piece.log.display());
+        }
+        let row = Row {
+            what: item.what.clone(),
+            tree: item.tree.clone(),
+            commit: self.commit.clone(),
+            from,
+            to,
+            result: result.into(),
+        };
+        self.record.add(row)
+    }
+}
+
+impl Item {
+    fn new(record: &Record, args: &Args, kind: Kind, name: String) -> Result<Self> {
+        let what = what(kind, &name);
+        let tree = scope::tree(&what).with_context(|| format!("what `{what}` covers"))?;
+        let goal = if kind == Kind::Sim { args.seeds } else { args.fuzz_minutes * 60 };
+        Ok(Self {
+            done: record.done(&what, &tree),
+            next: record.reached(&what),
+            running: 0,
+            pace: FIRST_SEEDS,
+            failed: false,
+            kind,
+            name,
+            what,
+            tree,
+            goal,
+        })
+    }
+
+    /// What nobody does yet.
+    fn missing(&self) -> u64 {
+        if self.failed { 0 } else { self.goal.saturating_sub(self.done + self.running) }
+    }
+}
+
+/// What there is, and what is missing for the goals.
+fn summary(report: &mut Report, items: &[Item], took: Duration, status: bool) {
+    println!("what                 tree        done of goal");
+    for item in items {
+        let unit = if item.kind == Kind::Sim { "seeds" } else { "seconds" };
+        let rest = match (item.failed, item.missing()) {
+            (true, _) => "FAILED".to_owned(),
+            (false, 0) => "reached".to_owned(),
+            (false, missing) => format!("{missing} {unit} are missing"),
+        };
+        println!("{:<20} {} {} of {} {unit}: {rest}", item.what, item.tree, item.done, item.goal);
+        let failed = u64::from(item.failed);
+        let reached = u64::from(!item.failed && item.missing() == 0);
+        if failed + reached > 0 {
+            report.add(&item.what, Tally { passed: reached, failed, skipped: 0 }, took);
+        } else if !status {
+            report.skip(&item.what, "soak-time", &rest);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn rows_survive_a_round_trip_and_grow() {
-        let table = "| sim net | abc | 0 | 5000 | no failure |\n";
-        let mut read = rows(table).unwrap();
-        assert_eq!(read[0].line(), table);
-        let piece = |commit: &str, from, to| Row {
-            what: "sim net".into(),
-            commit: commit.into(),
-            from,
-            to,
-            result: "no failure".into(),
-        };
-        add(&mut read, piece("abc", 5000, 9000));
-        assert_eq!((read.len(), read[0].to), (1, 9000));
-        add(&mut read, piece("def", 9000, 9500));
-        assert_eq!(read.len(), 2);
-        assert!(rows("| too | few |\n").is_err());
+    fn item(kind: Kind, name: &str, goal: u64) -> Item {
+        Item {
+            kind,
+            name: name.into(),
+            what: what(kind, name),
+            tree: "t".into(),
+            goal,
+            done: 0,
+            running: 0,
+            next: 0,
+            pace: FIRST_SEEDS,
+            failed: false,
+        }
     }
 
     #[test]
-    fn the_record_of_the_tree_is_readable() {
-        Record::read().unwrap();
+    fn pieces_are_disjoint_and_end_at_the_goal() {
+        let items = vec![item(Kind::Sim, "a", 500), item(Kind::Fuzz, "b", 200)];
+        let mut soak = Soak { record: Record::read().unwrap(), items, commit: "c".into() };
+        assert_eq!(soak.claim(), Some((0, 0, 200)));
+        assert_eq!(soak.claim(), Some((1, 0, 120)), "what is furthest from its goal");
+        assert_eq!(soak.claim(), Some((0, 200, 400)), "one fuzzer a target");
+        soak.items[1].running = 0;
+        soak.items[1].done = 120;
+        assert_eq!(soak.claim(), Some((1, 120, 200)));
+        assert_eq!(soak.claim(), Some((0, 400, 500)));
+        assert_eq!(soak.claim(), None);
+        soak.items[0].failed = true;
+        soak.items[0].running = 0;
+        assert_eq!(soak.claim(), None, "what failed is not gone on with");
     }
 }
