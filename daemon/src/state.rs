@@ -105,8 +105,7 @@ impl StateDir {
     /// Replaces what was saved. On return it is on disk. Blocks: not for reactor threads.
     pub fn save(&self, desired: &Desired) -> Result<(), StateError> {
         let (file, temporary) = (self.path.join(FILE), self.path.join(TEMPORARY));
-        let bytes =
-            encode(desired).map_err(|source| StateError::Corrupt { path: file.clone(), source })?;
+        let bytes = encode(desired).map_err(|source| StateError::Corrupt { path: file.clone(), source })?;
         let write = || -> io::Result<()> {
             let mut out = File::create(&temporary)?;
             out.write_all(&bytes)?;

@@ -75,7 +75,8 @@ impl IoChannel for Channel {
             Ok(()) if io.opcode != Opcode::Read => IoStatus::SUCCESS,
             Ok(()) if io.flags.contains(IoFlags::MAY_LEND) && io.blocks.0 > 0 => {
                 let len_bytes = io.blocks.0 as u32 * self.shared.geometry().block_bytes;
-                let entry = SgEntry { ptr: self.shared.medium().zeroes.start(), len_bytes, region: RegionId::NONE };
+                let entry =
+                    SgEntry { ptr: self.shared.medium().zeroes.start(), len_bytes, region: RegionId::NONE };
                 self.queue.lend(token, entry);
                 return Ok(());
             }

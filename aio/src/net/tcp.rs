@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags, sockopt};
 
 use super::socket;
-use crate::reactor::{Core, Watch};
 use crate::reactor::watch::Watcher;
+use crate::reactor::{Core, Watch};
 use crate::sg::SgEntry;
 use crate::stream::{ByteStream, Detached, Listener, Network, Ready};
 
@@ -299,11 +299,17 @@ mod tests {
         for why in [Errno::NOBUFS, Errno::NOMEM] {
             let start = Instant::now();
             assert!(reactor.enter(|| listener.refused(why)).is_err(), "it is worth telling");
-            assert!(reactor.enter(|| listener.accept()).unwrap().is_none(), "the knock is there, the listener rests");
+            assert!(
+                reactor.enter(|| listener.accept()).unwrap().is_none(),
+                "the knock is there, the listener rests"
+            );
             let mut turns = 0;
             while listener.resting.get() {
                 turns += 1;
-                assert!(start.elapsed() < Duration::from_secs(60), "the core sleeps over the end of the rest");
+                assert!(
+                    start.elapsed() < Duration::from_secs(60),
+                    "the core sleeps over the end of the rest"
+                );
                 if reactor.turn() == Turn::Idle {
                     reactor.sleep(None);
                 }

@@ -11,8 +11,8 @@ mod script;
 mod wire;
 
 use aio::memory::{DmaPools, Memory, PoolClass, PoolsConfig};
-use aio::reactor::{EngineChoice, ManualClock, Reactor};
 use aio::reactor::{Core, Turn};
+use aio::reactor::{EngineChoice, ManualClock, Reactor};
 use aio::{Clock as _, CoreId, DeviceUri, ReactorConfig, Sleep};
 use nvmf::target::core::{CoreConfig, TargetCore};
 use nvmf::target::{ListenerId, NamespaceSpec, SubsystemSpec, Target, TargetConfig};

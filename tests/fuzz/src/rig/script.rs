@@ -34,16 +34,8 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
-        Self::Replace,
-        Self::Insert,
-        Self::Flip,
-        Self::Lose,
-        Self::Clear,
-        Self::Set,
-        Self::Stall,
-        Self::End,
-    ];
+    const ALL: [Self; 8] =
+        [Self::Replace, Self::Insert, Self::Flip, Self::Lose, Self::Clear, Self::Set, Self::Stall, Self::End];
 
     fn has_bytes(self) -> bool {
         matches!(self, Self::Replace | Self::Insert | Self::Flip)

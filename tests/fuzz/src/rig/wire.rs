@@ -173,7 +173,8 @@ impl ByteStream for HostEnd {
     fn ready(&self) -> Ready {
         let wire = self.wire.borrow();
         let more = self.seen < wire.sent.len() || wire.closed || wire.shut;
-        let readable = !self.inbox.is_empty() || self.script.has_ended() || (more && !self.script.has_stalled());
+        let readable =
+            !self.inbox.is_empty() || self.script.has_ended() || (more && !self.script.has_stalled());
         Ready { readable, writable: true }
     }
 

@@ -230,7 +230,8 @@ mod tests {
         assert_eq!(play(&[DISCOVERY, 0]).entries, Some(2), "the subsystem and the discovery subsystem");
         let lies: Vec<Played> = seeds().iter().skip(4).map(|seed| play(seed)).collect();
         let refused = lies.iter().filter(|played| played.connected.is_err()).count();
-        let lost = lies.iter().filter(|p| p.statuses.iter().any(|s| s.is(IoStatus::HOST_PATHING_ERROR))).count();
+        let lost =
+            lies.iter().filter(|p| p.statuses.iter().any(|s| s.is(IoStatus::HOST_PATHING_ERROR))).count();
         assert!(refused >= 2 && lost >= 3, "{refused} sessions refused, {lost} with lost I/O");
     }
 }

@@ -36,13 +36,15 @@ pub const ALL: &[Target] = &[
 
 /// The targets, one a line, below a heading.
 pub fn list() -> String {
-    ALL.iter().fold("targets:".to_owned(), |text, target| format!("{text}\n  {:12} {}", target.name, target.about))
+    ALL.iter()
+        .fold("targets:".to_owned(), |text, target| format!("{text}\n  {:12} {}", target.name, target.about))
 }
 
 /// Writes what the target starts from into a folder, one file each.
 pub fn write_seeds(target: &Target, folder: &Path) -> std::io::Result<()> {
     let seeds = (target.seeds)();
-    seeds.iter().enumerate().try_for_each(|(number, seed)| {
-        std::fs::write(folder.join(format!("seed-{number}")), seed)
-    })
+    seeds
+        .iter()
+        .enumerate()
+        .try_for_each(|(number, seed)| std::fs::write(folder.join(format!("seed-{number}")), seed))
 }

@@ -4,7 +4,8 @@ use crate::{Shape, Target};
 use nvme::aen::AsyncEvent;
 use nvme::identify::namespace::LbaFormat;
 use nvme::identify::{
-    ControllerList, IDENTIFY_LEN_BYTES, IdList, IdentifyController, IdentifyNamespace, NamespaceIds, descriptors,
+    ControllerList, IDENTIFY_LEN_BYTES, IdList, IdentifyController, IdentifyNamespace, NamespaceIds,
+    descriptors,
 };
 use nvme::log::ana::{AnaLog, AnaState};
 use nvme::log::discovery::{self, DiscoveryEntry, SubsystemType};
@@ -49,7 +50,10 @@ fn seeds() -> Vec<Vec<u8>> {
 fn page(bytes: &[u8]) -> Shape {
     let controller = IdentifyController::read(bytes).map(|id| {
         let names = [id.serial(), id.model(), id.firmware()];
-        assert!(names.iter().all(|name| name.len() <= 40 * 3), "a name is no longer than its field: {names:?}");
+        assert!(
+            names.iter().all(|name| name.len() <= 40 * 3),
+            "a name is no longer than its field: {names:?}"
+        );
         let largest = (0..=u8::MAX).step_by(17).map(|mpsmin| id.max_transfer_bytes(mpsmin)).max();
         (id.nqn().is_ok(), largest.flatten().is_some(), id.in_capsule_bytes() > 0)
     });

@@ -35,7 +35,9 @@ pub(super) const SETTING: Target = Target {
     name: "setting",
     about: "sizes, core lists and masks, retry delays, subnets: bounded answers, and refusals that say something",
     run: setting,
-    seeds: || texts(&["64MiB", "10 GB", "18446744073709551615", "0-1,4", "[1,2]", "0x3f", "1,2,3", "10.0.0.0/8"]),
+    seeds: || {
+        texts(&["64MiB", "10 GB", "18446744073709551615", "0-1,4", "[1,2]", "0x3f", "1,2,3", "10.0.0.0/8"])
+    },
 };
 
 /// `--config`.

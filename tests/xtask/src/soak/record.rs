@@ -74,7 +74,8 @@ impl Row {
 /// Pieces that meet a row of the same tree make that row longer, from either side.
 fn add(rows: &mut Vec<Row>, mut row: Row) {
     let mut place = rows.len();
-    while let Some(at) = rows.iter().position(|old| old.is_like(&row) && (old.to == row.from || old.from == row.to))
+    while let Some(at) =
+        rows.iter().position(|old| old.is_like(&row) && (old.to == row.from || old.from == row.to))
     {
         let old = rows.remove(at);
         (row.from, row.to) = (row.from.min(old.from), row.to.max(old.to));

@@ -26,7 +26,10 @@ const SCOPES: &[(&str, &[&str])] = &[
     ),
     ("fuzz uri", &["aio/src/uri.rs", "nvme/src/nqn.rs", "nvmf/src/initiator/options.rs", TEXT]),
     ("fuzz setting", &["rpc/src/output", "daemon/src/serve", TEXT]),
-    ("fuzz config", &["aio/src/uri.rs", "daemon/src/config.rs", STATE, DESIRED, "daemon/src/exports.rs", TEXT]),
+    (
+        "fuzz config",
+        &["aio/src/uri.rs", "daemon/src/config.rs", STATE, DESIRED, "daemon/src/exports.rs", TEXT],
+    ),
     ("fuzz state", &[STATE, DESIRED, TEXT]),
     ("fuzz tables", &["daemon/src/host", "daemon/src/serve/iface.rs", TEXT]),
 ];

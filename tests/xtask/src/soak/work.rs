@@ -70,7 +70,8 @@ impl Program {
         let output = help.output().with_context(|| format!("asking {}", self.0.display()))?;
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         let names = text.lines().skip_while(|line| *line != heading).skip(1);
-        let names: Vec<String> = names.filter_map(|line| Some(line.split_whitespace().next()?.into())).collect();
+        let names: Vec<String> =
+            names.filter_map(|line| Some(line.split_whitespace().next()?.into())).collect();
         ensure!(!names.is_empty(), "{} lists nothing below `{heading}`", self.0.display());
         Ok(names)
     }
@@ -118,7 +119,8 @@ fn piece(command: &mut Command, name: &str) -> Result<Piece> {
     let log = logs.join(format!("{name}.log"));
     let out = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
     let err = out.try_clone().with_context(|| format!("writing {}", log.display()))?;
-    let mut child = command.stdin(Stdio::null()).stdout(out).stderr(err).spawn().context("starting a piece")?;
+    let mut child =
+        command.stdin(Stdio::null()).stdout(out).stderr(err).spawn().context("starting a piece")?;
     let (status, took) = wait(&mut child)?;
     match status.code() {
         Some(code) => Ok(Piece { good: code == 0, took, log }),
