@@ -1,0 +1,18 @@
+//! What stands on the disks: encoding and decoding of every structure that `FORMAT.md` draws. No I/O.
+//!
+//! Everything decoded here is hostile until checked: a wrong length, number or checksum is a [`FormatError`] that
+//! says what and where. Nothing panics, and nothing is allocated by a number that was not bounded before.
+//!
+//! # Map
+//! - [`page`]: map pages, on the hot path of reads: checked once, then viewed in place.
+//! - [`error`]: what can be wrong.
+
+pub mod error;
+pub mod page;
+#[cfg(test)]
+mod testing;
+
+pub use error::{FormatError, What};
+
+/// CRC32C, the checksum of everything on disk.
+pub use nvme::digest::crc32c;
