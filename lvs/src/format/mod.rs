@@ -5,10 +5,12 @@
 //!
 //! # Map
 //! - [`page`]: map pages, on the hot path of reads: checked once, then viewed in place.
+//! - [`record`]: headers of records, on the hot path of writes: written straight into the buffer that goes out.
 //! - [`error`]: what can be wrong.
 
 pub mod error;
 pub mod page;
+pub mod record;
 #[cfg(test)]
 mod testing;
 
