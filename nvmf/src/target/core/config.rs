@@ -33,6 +33,9 @@ impl Default for Timeouts {
     }
 }
 
+/// The length of a read from which on [`CoreConfig::send_bytes_large`] counts.
+pub(super) const LARGE_READ_BYTES: u32 = 64 << 10;
+
 /// What one core may use, and how it batches.
 #[derive(Clone, Copy, Debug)]
 pub struct CoreConfig {
@@ -50,6 +53,9 @@ pub struct CoreConfig {
     /// A gathered send starts as soon as this much waits; the rest follows at the end of the turn. 64 KiB (16
     /// reads of 4 KiB) lets the peer begin while later reads are gathered.
     pub send_bytes: u64,
+    /// The same when what was queued last is a read of 64 KiB or more, which would be a send each. 512 KiB was
+    /// measured to give 10-20 % over that.
+    pub send_bytes_large: u64,
     /// Reads of one connection that are submitted or wait to be sent, in bytes; more wait in the queue. Bounds
     /// what a host that asks and does not receive can hold, and keeps data warm between device and socket.
     pub read_window_bytes: u64,
@@ -77,6 +83,7 @@ impl Default for CoreConfig {
             recv_bytes: 256 << 10,
             recv_bytes_in_transfer: 16 << 10,
             send_bytes: 64 << 10,
+            send_bytes_large: 512 << 10,
             read_window_bytes: 1 << 20,
             max_h2c_data_bytes: 128 << 10,
             max_r2t: 1,

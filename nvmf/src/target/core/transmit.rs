@@ -13,6 +13,7 @@ use nvme::{Cid, Cqe, Nsid, Status};
 use super::super::admin::FailedCommand;
 use super::CoreState;
 use super::buffer::Buffer;
+use super::config::LARGE_READ_BYTES;
 use super::conn::{Conn, Phase};
 use super::slots::{Line, SlotId, Step, Task};
 use crate::tcp::{DataSpan, TxTag, emit};
@@ -42,7 +43,7 @@ impl Conn {
         self.slots[id].go(Step::Answer);
         let cqe = self.cqe(self.slots[id].cid, status, result);
         emit::response(&mut self.tx, self.engine.agreed(), cqe, TxTag(u32::from(id.0)));
-        self.queued(core);
+        self.queued(core.config.send_bytes, core);
     }
 
     /// Puts a failed I/O command into the controller's error log (admin commands are there already), and takes the
@@ -94,7 +95,10 @@ impl Conn {
             let cqe = self.cqe(cid, Status::SUCCESS, result);
             emit::response_after_data(&mut self.tx, &agreed, cqe, tag);
         }
-        self.queued(core);
+        let config = &core.config;
+        let bound_bytes =
+            if len_bytes < LARGE_READ_BYTES { config.send_bytes } else { config.send_bytes_large };
+        self.queued(bound_bytes, core);
     }
 
     /// Answers the Connect that made this queue: its slot is gone, and the queue head says whether flow control is
@@ -104,14 +108,14 @@ impl Conn {
         cqe.sqhd.set(if self.no_flow_control { 0xffff } else { 1 });
         self.sq_head = 1;
         emit::response(&mut self.tx, self.engine.agreed(), cqe, TxTag::NONE);
-        self.queued(core);
+        self.queued(core.config.send_bytes, core);
     }
 
-    /// Something was queued: it goes at the end of the turn, or now when it is much.
+    /// Something was queued: it goes at the end of the turn, or now when `bound_bytes` wait.
     #[inline]
-    fn queued(&mut self, core: &mut CoreState) {
+    fn queued(&mut self, bound_bytes: u64, core: &mut CoreState) {
         self.mark_dirty(core);
-        if self.tx.unsent_bytes() >= core.config.send_bytes && !self.backlogged {
+        if self.tx.unsent_bytes() >= bound_bytes && !self.backlogged {
             self.send(core);
         }
     }

@@ -150,6 +150,7 @@ fn storm(seed: u64) {
         recv_bytes: 64 + rng.below(100_000) as u32,
         recv_bytes_in_transfer: 64 + rng.below(20_000) as u32,
         send_bytes: 1 + rng.below(200_000),
+        send_bytes_large: 1 + rng.below(200_000),
         read_window_bytes: 1 + rng.below(300_000),
         max_r2t: 1 + rng.below(4) as u32,
         r2t_bytes: 512 + rng.below(100_000) as u32,
