@@ -40,17 +40,17 @@ fn exchange(cell: &Measured) -> Vec<usize> {
 pub(crate) fn iops(cell: &Measured, cores: (usize, usize), time: Duration) -> Result<f64> {
     let listener = TcpListener::bind("127.0.0.1:0").context("listening on loopback")?;
     let address = listener.local_addr().context("asking for our own address")?;
-    let stop = AtomicBool::new(false);
+    let (ready, stop) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let target = scope.spawn(|| {
             pin(cores.0);
-            let outcome = serve(cell, &listener, &stop);
+            let outcome = serve(cell, &listener, &ready, &stop);
             stop.store(true, Ordering::Relaxed);
             outcome
         });
         let host = scope.spawn(|| {
             pin(cores.1);
-            let outcome = drive(cell, address, time, &stop);
+            let outcome = drive(cell, address, time, &ready, &stop);
             stop.store(true, Ordering::Relaxed);
             outcome
         });
@@ -60,10 +60,11 @@ pub(crate) fn iops(cell: &Measured, cores: (usize, usize), time: Duration) -> Re
     })
 }
 
-fn serve(cell: &Measured, listener: &TcpListener, stop: &AtomicBool) -> Result<()> {
+fn serve(cell: &Measured, listener: &TcpListener, ready: &AtomicBool, stop: &AtomicBool) -> Result<()> {
     let memory = Memory::new(cell);
     let accept = |_| Side::new(listener.accept().context("accepting on loopback")?.0, cell);
     let mut sides = (0..cell.connections).map(accept).collect::<Result<Vec<_>>>()?;
+    ready.store(true, Ordering::Relaxed);
     while !stop.load(Ordering::Relaxed) {
         for side in &mut sides {
             side.receive()?;
@@ -74,12 +75,22 @@ fn serve(cell: &Measured, listener: &TcpListener, stop: &AtomicBool) -> Result<(
 }
 
 /// Returns `None` when the other side ended first.
-fn drive(cell: &Measured, address: SocketAddr, time: Duration, stop: &AtomicBool) -> Result<Option<f64>> {
+fn drive(
+    cell: &Measured,
+    address: SocketAddr,
+    time: Duration,
+    ready: &AtomicBool,
+    stop: &AtomicBool,
+) -> Result<Option<f64>> {
     let memory = Memory::new(cell);
     let connect = |_| Side::new(TcpStream::connect(address).context("connecting on loopback")?, cell);
     let mut sides = (0..cell.connections).map(connect).collect::<Result<Vec<_>>>()?;
     for side in &mut sides {
         side.owed.extend(std::iter::repeat_n(0, cell.depth / cell.connections));
+    }
+    // The other side's memory takes as long to fill as a short run does.
+    while !ready.load(Ordering::Relaxed) && !stop.load(Ordering::Relaxed) {
+        std::hint::spin_loop();
     }
     // Without the first quarter: windows open and caches fill.
     let (mut start, mut done, mut warm) = (Instant::now(), 0, false);
