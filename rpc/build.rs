@@ -6,9 +6,29 @@ use std::{env, error, fs};
 use prost::Message;
 
 /// Relative to the include folders; these are also the names that reflection shows.
-const FILES: [&str; 5] =
-    ["common.proto", "registration.proto", "bdev.proto", "host.proto", "keelson/v1/subsystem.proto"];
+const FILES: [&str; 12] = [
+    "common.proto",
+    "registration.proto",
+    "bdev.proto",
+    "host.proto",
+    "pool.proto",
+    "replica.proto",
+    "nexus.proto",
+    "snapshot.proto",
+    "stats.proto",
+    "test.proto",
+    "keelson/v1/pool.proto",
+    "keelson/v1/subsystem.proto",
+];
 const INCLUDES: [&str; 2] = ["proto/mayastor", "proto"];
+
+/// Points in time and durations: JSON has them as text.
+const TIMES: [&str; 4] = [
+    "mayastor.v1.Child.fault_timestamp",
+    "mayastor.v1.SnapshotInfo.timestamp",
+    "mayastor.v1.NexusCreateSnapshotResponse.snapshot_timestamp",
+    "mayastor.v1.WipeReplicaResponse.since",
+];
 
 fn main() -> Result<(), Box<dyn error::Error>> {
     println!("cargo::rerun-if-changed=proto");
@@ -17,8 +37,13 @@ fn main() -> Result<(), Box<dyn error::Error>> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
 
-    tonic_prost_build::configure()
+    let mut config = tonic_prost_build::configure();
+    for field in TIMES {
+        config = config.field_attribute(field, "#[serde(serialize_with = \"crate::output::time\")]");
+    }
+    config
         .message_attribute(".", "#[derive(serde::Serialize)]")
+        .enum_attribute(".", "#[derive(serde::Serialize)]")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -7,9 +7,15 @@ use std::time::Duration;
 
 use tonic::transport::Channel;
 
+use crate::keelson::v1::pool_rpc_client::PoolRpcClient as OwnPoolRpcClient;
 use crate::keelson::v1::subsystem_rpc_client::SubsystemRpcClient;
 use crate::mayastor::v1::bdev_rpc_client::BdevRpcClient;
 use crate::mayastor::v1::host_rpc_client::HostRpcClient;
+use crate::mayastor::v1::pool_rpc_client::PoolRpcClient;
+use crate::mayastor::v1::replica_rpc_client::ReplicaRpcClient;
+use crate::mayastor::v1::snapshot_rpc_client::SnapshotRpcClient;
+use crate::mayastor::v1::stats_rpc_client::StatsRpcClient;
+use crate::mayastor::v1::test_rpc_client::TestRpcClient;
 use crate::{ClientError, DEFAULT_GRPC_PORT};
 
 /// How long to wait for the daemon to take the connection.
@@ -89,6 +95,36 @@ impl Client {
     /// The node.
     pub fn host(&self) -> HostRpcClient<Channel> {
         HostRpcClient::new(self.channel.clone())
+    }
+
+    /// Pools.
+    pub fn pool(&self) -> PoolRpcClient<Channel> {
+        PoolRpcClient::new(self.channel.clone())
+    }
+
+    /// Pools: what `mayastor.v1` has no call for.
+    pub fn own_pool(&self) -> OwnPoolRpcClient<Channel> {
+        OwnPoolRpcClient::new(self.channel.clone())
+    }
+
+    /// Replicas.
+    pub fn replica(&self) -> ReplicaRpcClient<Channel> {
+        ReplicaRpcClient::new(self.channel.clone())
+    }
+
+    /// Snapshots and clones.
+    pub fn snapshot(&self) -> SnapshotRpcClient<Channel> {
+        SnapshotRpcClient::new(self.channel.clone())
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> StatsRpcClient<Channel> {
+        StatsRpcClient::new(self.channel.clone())
+    }
+
+    /// Wiping and checksums.
+    pub fn test(&self) -> TestRpcClient<Channel> {
+        TestRpcClient::new(self.channel.clone())
     }
 
     /// Exported subsystems.

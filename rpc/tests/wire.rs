@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use prost::Message;
 use prost_types::field_descriptor_proto::{Label, Type};
-use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet};
+use prost_types::{DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet};
 
 const PACKAGE: &str = ".mayastor.v1.";
 
@@ -19,28 +19,32 @@ fn facts(file: &FileDescriptorProto) -> Vec<String> {
     for service in &file.service {
         for rpc in &service.method {
             let path = format!("/{}.{}/{}", file.package(), service.name(), rpc.name());
-            assert!(!rpc.client_streaming() && !rpc.server_streaming(), "{path} streams");
+            assert!(!rpc.client_streaming(), "{path} streams");
             let (input, output) = (short(rpc.input_type()), short(rpc.output_type()));
-            out.push(format!("rpc {path} {input} -> {output}"));
+            let stream = if rpc.server_streaming() { "stream " } else { "" };
+            out.push(format!("rpc {path} {input} -> {stream}{output}"));
         }
     }
-    for e in &file.enum_type {
-        let values: Vec<String> = e.value.iter().map(|v| format!("{}={}", v.name(), v.number())).collect();
-        out.push(format!("enum {}: {}", e.name(), values.join(" ")));
-    }
+    file.enum_type.iter().for_each(|e| enum_facts("", e, &mut out));
     for message in &file.message_type {
         message_facts("", message, &mut out);
     }
     out
 }
 
+fn enum_facts(outer: &str, e: &EnumDescriptorProto, out: &mut Vec<String>) {
+    let values: Vec<String> = e.value.iter().map(|v| format!("{}={}", v.name(), v.number())).collect();
+    out.push(format!("enum {outer}{}: {}", e.name(), values.join(" ")));
+}
+
 fn message_facts(outer: &str, message: &DescriptorProto, out: &mut Vec<String>) {
     let name = format!("{outer}{}", message.name());
     for field in &message.field {
         let fact =
-            format!("field {name} {} {} {} {}", field.number(), field.name(), kind(field), label(field));
+            format!("field {name} {} {} {} {}", field.number(), field.name(), kind(field), label(message, field));
         out.push(fact.trim_end().to_owned());
     }
+    message.enum_type.iter().for_each(|e| enum_facts(&format!("{name}."), e, out));
     for nested in &message.nested_type {
         message_facts(&format!("{name}."), nested, out);
     }
@@ -53,11 +57,12 @@ fn kind(field: &FieldDescriptorProto) -> String {
     }
 }
 
-fn label(field: &FieldDescriptorProto) -> &'static str {
-    match field.label() {
-        Label::Repeated => "repeated",
-        _ if field.proto3_optional() => "optional",
-        _ => "",
+fn label(message: &DescriptorProto, field: &FieldDescriptorProto) -> String {
+    match (field.label(), field.oneof_index) {
+        (Label::Repeated, _) => "repeated".to_owned(),
+        _ if field.proto3_optional() => "optional".to_owned(),
+        (_, Some(index)) => format!("oneof {}", message.oneof_decl[index as usize].name()),
+        _ => String::new(),
     }
 }
 

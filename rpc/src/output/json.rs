@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::ClientError;
 
@@ -19,6 +19,14 @@ pub fn write_json(out: &mut dyn Write, value: &impl Serialize, colour: bool) -> 
     }
     writeln!(out, "{text}")?;
     Ok(())
+}
+
+/// For `serialize_with`: times as RFC 3339 text, durations as seconds, absent ones as null.
+pub(crate) fn time<T: std::fmt::Display, S: Serializer>(value: &Option<T>, to: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => to.collect_str(value),
+        None => to.serialize_none(),
+    }
 }
 
 /// Colours pretty-printed JSON: it has one key or value a line, which makes this easy.

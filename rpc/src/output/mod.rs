@@ -8,6 +8,7 @@ mod json;
 mod size;
 mod table;
 
+pub(crate) use json::time;
 pub use json::write_json;
 pub use size::{Units, parse_size};
 pub use table::Table;
