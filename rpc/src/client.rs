@@ -21,6 +21,9 @@ use crate::{ClientError, DEFAULT_GRPC_PORT};
 /// How long to wait for the daemon to take the connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Largest answer that is taken: lists of tens of thousands of snapshots.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+
 /// Where a daemon listens: `http://HOST:PORT`, with scheme and port filled in when they were left out.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Endpoint(tonic::codegen::http::Uri);
@@ -99,7 +102,7 @@ impl Client {
 
     /// Pools.
     pub fn pool(&self) -> PoolRpcClient<Channel> {
-        PoolRpcClient::new(self.channel.clone())
+        PoolRpcClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     /// Pools: what `mayastor.v1` has no call for.
@@ -109,17 +112,17 @@ impl Client {
 
     /// Replicas.
     pub fn replica(&self) -> ReplicaRpcClient<Channel> {
-        ReplicaRpcClient::new(self.channel.clone())
+        ReplicaRpcClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     /// Snapshots and clones.
     pub fn snapshot(&self) -> SnapshotRpcClient<Channel> {
-        SnapshotRpcClient::new(self.channel.clone())
+        SnapshotRpcClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     /// Counters.
     pub fn stats(&self) -> StatsRpcClient<Channel> {
-        StatsRpcClient::new(self.channel.clone())
+        StatsRpcClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     /// Wiping and checksums.

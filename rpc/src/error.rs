@@ -52,6 +52,22 @@ pub enum ClientError {
         /// The command that lists them.
         list: &'static str,
     },
+    /// A name that several things have.
+    #[error("there are several {kind} called \"{name}\": give the uuid of one")]
+    Ambiguous {
+        /// What they are.
+        kind: &'static str,
+        /// Their name.
+        name: String,
+    },
+    /// The text after `--size` is no size.
+    #[error("\"{text}\" is not a size: {reason}")]
+    BadSize {
+        /// As given.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// `API_VERSION` asks for an API that is not spoken.
     #[error("API_VERSION={0} is not spoken here: only v1 is. Unset it")]
     ApiVersion(String),

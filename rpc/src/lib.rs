@@ -5,7 +5,8 @@
 //!   numbers are a contract, watched by `tests/wire.rs`.
 //! - [`keelson`]: package `keelson.v1`, for what that API has no call for.
 //! - [`client`]: an endpoint and the typed clients of it.
-//! - [`cli`]: commands `bdev`, `device`, `controller`, `subsystem` and `perf resource`.
+//! - [`cli`]: commands `pool`, `replica`, `snapshot`, `stats`, `test`, `bdev`, `device`, `controller`, `subsystem` and
+//!   `perf resource`.
 //! - [`output`]: tables, JSON and sizes as the commands print them.
 //!
 //! This crate knows tonic and nothing of the engine; mapping the engine's errors to gRPC codes is the daemon's.

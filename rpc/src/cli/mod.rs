@@ -7,8 +7,13 @@
 mod bdev;
 mod controller;
 mod device;
+mod pool;
+mod replica;
 mod resource;
+mod snapshot;
+mod stats;
 mod subsystem;
+mod test;
 
 use std::io::Write;
 
@@ -57,6 +62,21 @@ pub enum Command {
     /// Block devices of the daemon: create, destroy, list, share, unshare
     #[command(subcommand)]
     Bdev(bdev::Command),
+    /// Pools: storage of one or more disks
+    #[command(subcommand)]
+    Pool(pool::Command),
+    /// Replicas: volumes of a pool
+    #[command(subcommand)]
+    Replica(replica::Command),
+    /// Snapshots of replicas, and clones of them
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
+    /// Counters of pools and replicas
+    #[command(subcommand)]
+    Stats(stats::Command),
+    /// Wipe or checksum a replica
+    #[command(subcommand)]
+    Test(test::Command),
     /// Disks and partitions of the host
     #[command(subcommand)]
     Device(device::Command),
@@ -99,6 +119,27 @@ impl<'a> Printer<'a> {
         }
     }
 
+    /// Text in any format.
+    fn text(&mut self, text: &str) -> Result<(), ClientError> {
+        Ok(writeln!(self.out, "{text}")?)
+    }
+
+    /// Text that has no form in JSON.
+    fn text_only(&mut self, text: &str) -> Result<(), ClientError> {
+        match self.format {
+            Format::Json => Ok(()),
+            Format::Default => self.text(text),
+        }
+    }
+
+    /// For the eyes of whoever typed the command: not part of the result.
+    fn note(&self, text: &str) {
+        if !self.quiet {
+            // `eprintln!` would panic when nobody reads it.
+            let _ = writeln!(std::io::stderr(), "{text}");
+        }
+    }
+
     /// The answer as JSON, or one line of text.
     fn line(&mut self, answer: &impl Serialize, text: &str) -> Result<(), ClientError> {
         match self.format {
@@ -121,6 +162,11 @@ pub async fn run(
     let client = connect(globals, printer).await?;
     match command {
         Command::Bdev(c) => bdev::run(&client, c, printer).await,
+        Command::Pool(c) => pool::run(&client, c, printer).await,
+        Command::Replica(c) => replica::run(&client, c, printer).await,
+        Command::Snapshot(c) => snapshot::run(&client, c, printer).await,
+        Command::Stats(c) => stats::run(&client, c, printer).await,
+        Command::Test(c) => test::run(&client, c, printer).await,
         Command::Device(c) => device::run(&client, c, printer).await,
         Command::Controller(c) => controller::run(&client, c, printer).await,
         Command::Subsystem(c) => subsystem::run(&client, c, printer).await,
