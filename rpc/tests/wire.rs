@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 
 use prost::Message;
 use prost_types::field_descriptor_proto::{Label, Type};
-use prost_types::{DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet};
+use prost_types::{
+    DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet,
+};
 
 const PACKAGE: &str = ".mayastor.v1.";
 
@@ -40,8 +42,13 @@ fn enum_facts(outer: &str, e: &EnumDescriptorProto, out: &mut Vec<String>) {
 fn message_facts(outer: &str, message: &DescriptorProto, out: &mut Vec<String>) {
     let name = format!("{outer}{}", message.name());
     for field in &message.field {
-        let fact =
-            format!("field {name} {} {} {} {}", field.number(), field.name(), kind(field), label(message, field));
+        let fact = format!(
+            "field {name} {} {} {} {}",
+            field.number(),
+            field.name(),
+            kind(field),
+            label(message, field)
+        );
         out.push(fact.trim_end().to_owned());
     }
     message.enum_type.iter().for_each(|e| enum_facts(&format!("{name}."), e, out));

@@ -167,7 +167,8 @@ async fn create_or_import(client: &Client, command: &Command, name: &str) -> Res
     let name = name.to_owned();
     let (verb, answer) = match command.clone() {
         Command::Create { disks, uuid, force: true, .. } => {
-            let request = OwnCreatePoolRequest { name: name.clone(), uuid, disks: paths(&disks)?, force: true };
+            let request =
+                OwnCreatePoolRequest { name: name.clone(), uuid, disks: paths(&disks)?, force: true };
             ("create", client.own_pool().create_pool(request).await)
         }
         Command::Create { disks, uuid, cluster_size, md_resv_ratio, kind, .. } => {

@@ -150,7 +150,8 @@ pub(super) async fn run(
         Command::Unshare { uuid: text } => {
             let uuid = resolve(client, text, &PoolChoice::default()).await?;
             let answer = client.replica().unshare_replica(UnshareReplicaRequest { uuid }).await;
-            let answer = answer.map_err(ClientError::call(format!("unshare replica \"{text}\"")))?.into_inner();
+            let answer =
+                answer.map_err(ClientError::call(format!("unshare replica \"{text}\"")))?.into_inner();
             printer.line(&answer, &answer.uri)
         }
         Command::Resize { uuid: text, size } => {
@@ -248,11 +249,7 @@ async fn fetch(client: &Client, options: ListReplicaOptions) -> Result<ListRepli
 }
 
 /// The API knows replicas by uuid, people by name. A uuid is passed on as it is.
-pub(super) async fn resolve(
-    client: &Client,
-    text: &str,
-    pool: &PoolChoice,
-) -> Result<String, ClientError> {
+pub(super) async fn resolve(client: &Client, text: &str, pool: &PoolChoice) -> Result<String, ClientError> {
     if is_uuid(text) {
         return Ok(text.to_owned());
     }
@@ -307,7 +304,8 @@ fn table(replicas: &[Replica], printer: &Printer<'_>) -> Table {
         "CLONE_SNAP_ANCESTOR_SIZE",
     ]);
     for r in replicas {
-        let usage = r.usage.unwrap_or_else(|| ReplicaSpaceUsage { capacity_bytes: r.size, ..Default::default() });
+        let usage =
+            r.usage.unwrap_or_else(|| ReplicaSpaceUsage { capacity_bytes: r.size, ..Default::default() });
         table.row(vec![
             r.poolname.clone(),
             r.name.clone(),
@@ -413,7 +411,8 @@ mod tests {
 
     #[test]
     fn counters_with_their_pool() {
-        let io = IoStats { name: "replica1".into(), uuid: UUID.into(), num_read_ops: 3, ..Default::default() };
+        let io =
+            IoStats { name: "replica1".into(), uuid: UUID.into(), num_read_ops: 3, ..Default::default() };
         let stats = [ReplicaIoStats { entity_id: None, stats: Some(io) }];
         let pools = HashMap::from([(UUID.to_owned(), "tpool".to_owned())]);
         golden("replica_stats", Format::Default, None, false, |p| {
@@ -445,7 +444,9 @@ mod tests {
     #[test]
     fn uuids_are_told_from_names() {
         assert!(is_uuid(UUID));
-        for text in ["", "replica1", "7d6f5f0e98c54f2c8f6e2f6d4bd6c003", "7d6f5f0e-98c5-4f2c-8f6e-2f6d4bd6c00g"] {
+        for text in
+            ["", "replica1", "7d6f5f0e98c54f2c8f6e2f6d4bd6c003", "7d6f5f0e-98c5-4f2c-8f6e-2f6d4bd6c00g"]
+        {
             assert!(!is_uuid(text), "{text}");
         }
     }

@@ -251,7 +251,8 @@ mod tests {
             let table = created_table(&sample(), p);
             p.list(&created, &table, "").unwrap();
         });
-        let clone = Replica { name: "c".into(), thin: true, is_clone: true, size: 4096, ..Default::default() };
+        let clone =
+            Replica { name: "c".into(), thin: true, is_clone: true, size: 4096, ..Default::default() };
         golden("snapshot_clones", Format::Default, None, false, |p| {
             let table = clone_table(std::slice::from_ref(&clone), p);
             p.list(&clone, &table, "").unwrap();

@@ -165,7 +165,8 @@ fn show(step: &WipeReplicaResponse, first: bool, printer: &mut Printer<'_>) -> R
         return printer.text(&cells.join(" "));
     }
     let padded = |cells: &[&str]| {
-        let pad = |(i, cell): (usize, &&str)| format!("{cell:<0$}", if i == 0 { 36 } else { HEADERS[i].len() });
+        let pad =
+            |(i, cell): (usize, &&str)| format!("{cell:<0$}", if i == 0 { 36 } else { HEADERS[i].len() });
         cells.iter().enumerate().map(pad).collect::<Vec<_>>().join("  ")
     };
     if first {
