@@ -2,11 +2,16 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod raw;
+
 use std::io::{BufRead, BufReader, Read};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use nvme::Status;
+use raw::RawHost;
 
 fn keelson() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_keelson"));
@@ -67,6 +72,10 @@ impl Served {
         signal(&self.child, rustix::process::Signal::TERM);
         assert_eq!(self.child.wait().unwrap().code(), Some(0));
         assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    }
+
+    fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
     fn resident_kib(&self) -> u64 {
@@ -208,6 +217,80 @@ fn memory_stays_small() {
     assert!(run(&args).status.success());
     let kib = d.resident_kib();
     assert!(kib <= 64 << 10, "{kib} KiB resident");
+    d.stop();
+}
+
+/// A thousand connections that come and go at every point of being let in, and 512 at once, beside a host that works:
+/// it goes on and reads what it wrote, and afterwards the daemon is as large as before and has no file more open.
+#[test]
+fn crowds_come_and_go_and_leave_nothing() {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let most = rustix::process::Rlimit { current: files.maximum, ..files };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, most).unwrap();
+
+    let d = Served::start(&[]);
+    // Each load has a disk of its own: it checks what it wrote.
+    for name in ["m", "n"] {
+        d.answer(&["bdev", "create", &format!("malloc:///{name}?size_mb=8")]);
+        d.answer(&["bdev", "share", name]);
+    }
+    let nqn = "nqn.2019-05.io.openebs:m";
+    let load = |name, time| {
+        let share = format!("nvmf+tcp://127.0.0.1:{}/nqn.2019-05.io.openebs:{name}", d.nvmf_port);
+        let args =
+            ["perf", &share, "--rw", "randrw", "--qd", "8", "--bs", "16KiB", "--verify", "--time", time];
+        keelson().args(args).stdout(Stdio::null()).spawn().unwrap()
+    };
+    let addr = SocketAddr::from(([127, 0, 0, 1], d.nvmf_port));
+    let crowd = |together: u16| {
+        let mut hosts: Vec<RawHost> = (0..together).map(|_| RawHost::knock(addr).initialise()).collect();
+        for (who, host) in (0..).zip(&mut hosts) {
+            assert_eq!(host.connect(nqn, who), Status::SUCCESS, "host {who}");
+        }
+        hosts
+    };
+    let soon = |what: &str, holds: &dyn Fn() -> bool| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !holds() {
+            assert!(Instant::now() < deadline, "{what}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let gone = || d.answer(&["-q", "subsystem", "connections"]).trim().is_empty();
+
+    let thousand = || {
+        for who in 0..1000 {
+            let mut host = RawHost::knock(addr);
+            match who % 4 {
+                0 => {}
+                1 => host.send(&[0, 0, 128, 0, 128]),
+                step => {
+                    let mut host = host.initialise();
+                    assert_eq!(host.connect(nqn, who), Status::SUCCESS, "host {who}");
+                    if step == 3 {
+                        host.send(&[4, 0, 72, 0, 72, 0, 0, 0, 0x7f]);
+                    }
+                }
+            }
+        }
+    };
+
+    let mut working = load("m", "3");
+    thousand();
+    let hosts = crowd(512);
+    assert!(load("n", "0.2").wait().unwrap().success(), "a host beside 512 others");
+    drop(hosts);
+    assert!(working.wait().unwrap().success(), "the host that worked all the while");
+    soon("connections stay", &gone);
+
+    // What crowds and loads needed once is kept for the next, within its cap; more of them need no more.
+    let (files, resident_kib) = (d.open_files(), d.resident_kib());
+    thousand();
+    drop(crowd(512));
+    soon("connections stay", &gone);
+    soon("files stay open", &|| d.open_files() <= files);
+    let grown_kib = d.resident_kib().saturating_sub(resident_kib);
+    assert!(grown_kib <= 1024, "{grown_kib} KiB more than {resident_kib}");
     d.stop();
 }
 

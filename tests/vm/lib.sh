@@ -75,6 +75,9 @@ nvme_connect() {
     nvme connect -t tcp -a "$TRADDR" -s "$TRSVCID" -n "$nqn" -q "$HOST_NQN" -I "$HOST_ID" -k 60 "$@"
 }
 
+# Discovery at the daemon's port.
+nvme_discover() { nvme discover -t tcp -a "$TRADDR" -s "$TRSVCID" -q "$HOST_NQN" -I "$HOST_ID" "$@"; }
+
 # The controller of an NQN, as nvme0.
 controller_of() {
     local folder
@@ -134,12 +137,14 @@ nvmet_share() { ln -s "$NVMET/subsystems/$1" "$NVMET/ports/1/subsystems/$1"; } #
 
 # ---- checks of a disk, whoever serves it
 
-# verify_disk LABEL DEVICE BLOCK_SIZE [MIB]: random mixed writes with trims, read back and compared.
+# verify_disk LABEL DEVICE BLOCK_SIZE [MIB]: random reads and writes of many sizes, each write read back and compared
+# while the others go on; then trims with writes over them, compared as well.
 verify_disk() {
     check "$1: fio mixed verify with trims, $3-byte blocks" \
         fio --direct=1 --ioengine=libaio --iodepth=16 --verify=crc32c --verify_fatal=1 --do_verify=1 --randseed=4711 \
-        --filename="$2" --size="${4:-16}M" --name=mixed --rw=randwrite --bsrange="$3-64k" --blockalign="$3" \
-        --verify_backlog=512 --name=trims --stonewall --rw=randtrimwrite --bs="$(($3 * 8))"
+        --filename="$2" --size="${4:-16}M" --blockalign="$3" \
+        --name=mixed --rw=randrw --rwmixread=30 --bsrange="$3-64k" --verify_backlog=512 \
+        --name=trims --stonewall --rw=randtrimwrite --bs="$(($3 * 8))"
 }
 
 # file_system LABEL DEVICE KIND: make it, copy a tree, compare checksums after a new mount, check it.
@@ -165,35 +170,62 @@ file_system() {
     esac
 }
 
-# ---- the daemon
+# ---- the daemon: in this guest, or on the host and reached through user networking ($DAEMON says which)
 
-keelson() { "$KEELSON" "$@"; }
 PREFIX=nqn.2019-05.io.openebs
+LOG=/run/keelson.log
+[ "$DAEMON" = host ] && LOG=/share/keelson.log
+
+# ask WORDS...: has `daemon.host` do it; sets `answer` to the words it answers with.
+ask() {
+    echo "$*" >/share/ask.new
+    mv /share/ask.new /share/ask
+    until_true 120 test -e /share/answer || { not_ok "the daemon on the host" "no answer to \`$*\`"; exit 1; }
+    read -ra answer </share/answer
+    rm /share/answer
+}
 
 # daemon_start [flags of `keelson serve`...]: in the background, until its gRPC answers.
 daemon_start() {
-    "$KEELSON" serve -N guest "$@" >>/run/keelson.log 2>&1 &
-    daemon=$!
-    until_true 60 "$KEELSON" -q bdev list && return 0
+    if [ "$DAEMON" = host ]; then
+        ask start "$@"
+        # The command line's clients find it by this variable.
+        [ "${answer[0]}" = started ] && export MY_POD_IP=10.0.2.2:${answer[1]} && TRADDR=10.0.2.2 TRSVCID=${answer[2]} && return
+    else
+        "$KEELSON" serve -N guest "$@" >>$LOG 2>&1 &
+        daemon=$!
+        until_true 60 "$KEELSON" -q bdev list && return 0
+    fi
     not_ok "the daemon starts" "its gRPC does not answer"
-    tail -40 /run/keelson.log | sed 's/^/    /'
+    tail -40 $LOG | sed 's/^/    /'
     exit 1
+}
+
+daemon_kill() {
+    [ "$DAEMON" = host ] && { ask kill; return; }
+    kill -KILL $daemon
+    wait $daemon 2>/dev/null
 }
 
 # TERM drains and ends with status 0.
 daemon_stop() {
     local status
-    kill -TERM $daemon
-    wait $daemon
-    status=$?
-    if [ $status = 0 ]; then ok "SIGTERM ends the daemon with status 0"; else not_ok "SIGTERM ends the daemon with status 0" "status $status"; tail -20 /run/keelson.log | sed 's/^/    /'; fi
+    if [ "$DAEMON" = host ]; then
+        ask stop
+        status=${answer[1]}
+    else
+        kill -TERM $daemon
+        wait $daemon
+        status=$?
+    fi
+    if [ "$status" = 0 ]; then ok "SIGTERM ends the daemon with status 0"; else not_ok "SIGTERM ends the daemon with status 0" "status $status"; tail -20 $LOG | sed 's/^/    /'; fi
 }
 
 # Nothing that a host did made the daemon complain of itself.
 check_daemon_log() {
-    if grep -qE 'panicked|invariant' /run/keelson.log; then
+    if grep -qE 'panicked|invariant' $LOG; then
         not_ok "the daemon's log shows no panic" "see below"
-        grep -E -A5 'panicked|invariant' /run/keelson.log | head -40 | sed 's/^/    /'
+        grep -E -A5 'panicked|invariant' $LOG | head -40 | sed 's/^/    /'
     else
         ok "the daemon's log shows no panic"
     fi
@@ -202,27 +234,35 @@ check_daemon_log() {
 # export_disk NAME URI: makes a device and shares it under PREFIX:NAME. NAME is what the URI names it.
 export_disk() {
     check "bdev create $1" "$KEELSON" bdev create "$2" && check "bdev share $1" "$KEELSON" bdev share "$1" &&
-        has "bdev list says where $1 is" "nvmf\+tcp://.*:8420/$PREFIX:$1" "$KEELSON" bdev list
+        has "bdev list says where $1 is" "nvmf\+tcp://.*:$TRSVCID/$PREFIX:$1" "$KEELSON" bdev list
 }
 
-# A file system to keep disk files on: files on tmpfs have their own ideas about O_DIRECT and holes.
+# data_folder [MIB]: $DATA, where disk files are; the daemon knows it by the same name. In the guest it is a file
+# system of its own: files on tmpfs have their own ideas about O_DIRECT and holes.
+DATA=/run/data
 data_folder() {
+    if [ "$DAEMON" = host ]; then
+        DATA=$HOST_SHARE/data
+        mkdir -p "$DATA"
+        mount --bind /share/data "$DATA"
+        return
+    fi
     modprobe -a loop ext4
     truncate -s "${1:-400}M" /run/data.img
     mkfs.ext4 -q -F -b 4096 /run/data.img # smaller ones get 1024-byte blocks otherwise
-    mkdir -p /run/data
-    mount -o loop /run/data.img /run/data
+    mkdir -p $DATA
+    mount -o loop /run/data.img $DATA
 }
 
 # essentials LABEL: what any kernel must be able to do with a Keelson disk, on memory and on a file.
 essentials() {
     modprobe nvme-tcp
     data_folder 200
-    truncate -s 64M /run/data/disk
+    truncate -s 64M "$DATA/disk"
     export_disk ram 'malloc:///ram?size_mb=384'
-    check "bdev create a file" "$KEELSON" bdev create "aio:///run/data/disk?blk_size=4096"
-    check "subsystem create" "$KEELSON" subsystem create file --namespace /run/data/disk
-    has "$1: discover" "subnqn: *$PREFIX:ram" nvme discover -t tcp -a "$TRADDR" -s "$TRSVCID" -q "$HOST_NQN" -I "$HOST_ID"
+    check "bdev create a file" "$KEELSON" bdev create "aio://$DATA/disk?blk_size=4096"
+    check "subsystem create" "$KEELSON" subsystem create file --namespace "$DATA/disk"
+    has "$1: discover" "subnqn: *$PREFIX:ram" nvme_discover
     check "$1: connect with digests" nvme_connect "$PREFIX:ram" -g -G
     check "$1: connect" nvme_connect "$PREFIX:file"
     ram=$(wait_namespace "$PREFIX:ram" 1) || not_ok "$1: memory disk" "did not appear"

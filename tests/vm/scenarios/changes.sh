@@ -1,10 +1,11 @@
 # What changes while hosts are connected: namespaces come, grow and go; hosts are let in and out; ANA states.
+# daemon: guest host
 modprobe nvme-tcp
 data_folder 200
 daemon_start
-truncate -s 32M /run/data/disk
+truncate -s 32M "$DATA/disk"
 for name in a b c; do check "bdev create $name" "$KEELSON" bdev create "malloc:///$name?size_mb=16"; done
-check "bdev create a file" "$KEELSON" bdev create 'aio:///run/data/disk?blk_size=512'
+check "bdev create a file" "$KEELSON" bdev create "aio://$DATA/disk?blk_size=512"
 nqn=$PREFIX:changes
 other=nqn.2014-08.org.nvmexpress:uuid:7a1d8f3e-0c5b-4a7e-9d57-5c0f4d1f0a02
 check "subsystem create" "$KEELSON" subsystem create changes --namespace a --allowed-host "$HOST_NQN"
@@ -14,11 +15,11 @@ check "an allowed host connects" nvme_connect $nqn -i 1 --reconnect-delay=1 --ct
 wait_namespace $nqn 1 >/run/one || not_ok "namespace 1" "did not appear"
 # nvme-cli takes a second host at the same address for the first one; the kernel does not.
 connect_other() {
-    printf 'transport=tcp,traddr=127.0.0.1,trsvcid=8420,nqn=%s,hostnqn=%s,hostid=%s,nr_io_queues=1,keep_alive_tmo=60,ctrl_loss_tmo=600' \
-        $nqn "$other" "${other##*:}" >/dev/nvme-fabrics
+    printf 'transport=tcp,traddr=%s,trsvcid=%s,nqn=%s,hostnqn=%s,hostid=%s,nr_io_queues=1,keep_alive_tmo=60,ctrl_loss_tmo=600' \
+        "$TRADDR" "$TRSVCID" $nqn "$other" "${other##*:}" >/dev/nvme-fabrics
 }
 refuse "a host that is not allowed is refused" connect_other
-has "discovery hides it from that host" "^0$" sh -c "nvme discover -t tcp -a 127.0.0.1 -s 8420 -q $other -I ${other##*:} 2>&1 | grep -c $nqn; true"
+has "discovery hides it from that host" "^0$" sh -c "nvme discover -t tcp -a $TRADDR -s $TRSVCID -q $other -I ${other##*:} 2>&1 | grep -c $nqn; true"
 check "allow the second host" "$KEELSON" subsystem host allow changes "$other"
 check "now it connects" connect_other
 has "two controllers" "^2$" sh -c "'$KEELSON' -q subsystem controllers changes | grep -c ."
@@ -34,12 +35,12 @@ check "add a namespace" "$KEELSON" subsystem namespace add changes b
 check "the kernel sees it" wait_namespace $nqn 2
 check "add one with a number of its own" "$KEELSON" subsystem namespace add changes c --nsid 7
 check "the kernel sees that" wait_namespace $nqn 7
-check "add the file" "$KEELSON" subsystem namespace add changes /run/data/disk --nsid 3
+check "add the file" "$KEELSON" subsystem namespace add changes "$DATA/disk" --nsid 3
 file=$(wait_namespace $nqn 3) || not_ok "the kernel sees the file" "no block device"
 has "its size" "^65536$" cat "/sys/block/$(basename "$file")/size"
 head -c 64k /dev/urandom >/run/pattern
 check "write to it" dd if=/run/pattern of="$file" bs=64k oflag=direct status=none
-truncate -s 48M /run/data/disk
+truncate -s 48M "$DATA/disk"
 check "grow it" "$KEELSON" subsystem namespace resize changes 3
 grown() { [ "$(cat "/sys/block/$(basename "$file")/size")" = 98304 ]; }
 check "the kernel sees the new size" until_true 60 grown

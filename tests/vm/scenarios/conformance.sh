@@ -1,5 +1,5 @@
 # Our initiator against the kernel's target: the whole conformance suite, on 512- and 4096-byte namespaces.
-# machine: cpus=4
+# machine: cpus=4 about_s=150
 nvmet_start
 modprobe loop
 blocks=4096
@@ -45,7 +45,7 @@ disk short-512 512 '?queue_depth=4&hdgst=on'
 
 # The kernel's other back end, which reads and writes a file. Not on tmpfs, which knows no FALLOC_FL_ZERO_RANGE.
 data_folder 100
-file=/run/data/file-4096
+file=$DATA/file-4096
 nqn=nqn.2026-01.test:file-4096
 truncate -s $((blocks * 4096)) $file
 nvmet_subsystem $nqn CONFFILE

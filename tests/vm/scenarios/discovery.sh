@@ -10,7 +10,7 @@ discovery=nqn.2014-08.org.nvmexpress.discovery
 discover() { nvme discover "$@" -q "$HOST_NQN" -I "$HOST_ID"; }
 
 # -- a discovery controller that stays
-check "a persistent discovery controller" discover -p -t tcp -a 127.0.0.1 -s 8420
+check "a persistent discovery controller" discover -p -t tcp -a $TRADDR -s $TRSVCID
 d=$(controller_of $discovery) || not_ok "it stays" "no controller of $discovery"
 has "it says what it is" "^discovery$" cat "/sys/class/nvme/$d/cntrltype"
 has "it has a Keep Alive Timeout" "^[1-9]" cat "/sys/class/nvme/$d/kato"
@@ -35,8 +35,8 @@ check "disconnect all" nvme disconnect-all
 check "first path" nvme_connect $one -i 2
 # nvme-cli takes the second one for the first, whatever it is told; the kernel does not.
 second_path() {
-    printf 'transport=tcp,traddr=127.0.0.1,trsvcid=8420,nqn=%s,hostnqn=%s,hostid=%s,nr_io_queues=2,keep_alive_tmo=60,duplicate_connect' \
-        $one "$HOST_NQN" "$HOST_ID" >/dev/nvme-fabrics
+    printf 'transport=tcp,traddr=%s,trsvcid=%s,nqn=%s,hostnqn=%s,hostid=%s,nr_io_queues=2,keep_alive_tmo=60,duplicate_connect' \
+        "$TRADDR" "$TRSVCID" $one "$HOST_NQN" "$HOST_ID" >/dev/nvme-fabrics
 }
 check "second path" second_path
 disk=$(wait_namespace $one 1)
@@ -85,7 +85,7 @@ again() { for _ in 1 2 3 4 5; do nvme reset "$c" || return 1; done; }
 check "five resets" again
 check "the disk is whole" cmp -n 1048576 /run/pattern "$disk"
 flood() {
-    for _ in $(seq 30); do discover -t tcp -a 127.0.0.1 -s 8420 >/dev/null || return 1; done
+    for _ in $(seq 30); do discover -t tcp -a $TRADDR -s $TRSVCID >/dev/null || return 1; done
 }
 check "thirty discoveries" flood
 refuse "no controller of theirs stays" controller_of $discovery

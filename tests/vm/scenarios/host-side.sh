@@ -1,11 +1,14 @@
-# The daemon outside of the guest, over an emulated network card: the same disks, other timing.
-# machine: cpus=2
+# Data and file systems with the daemon outside of the guest, over an emulated network card.
+# daemon: host
 modprobe nvme-tcp
-until_true 60 test -e /share/port || { not_ok "the daemon on the host" "did not start"; cat /share/keelson.log; exit 1; }
-TRADDR=10.0.2.2
-TRSVCID=$(cat /share/port)
+data_folder
+daemon_start
+truncate -s 64M "$DATA/disk"
+check "bdev create in memory" "$KEELSON" bdev create 'malloc:///ram?size_mb=320'
+check "bdev create a file" "$KEELSON" bdev create "aio://$DATA/disk?blk_size=4096"
+check "subsystem create" "$KEELSON" subsystem create both --namespace ram --namespace "$DATA/disk"
 nqn=$PREFIX:both
-has "discover" "subnqn: *$nqn" nvme discover -t tcp -a $TRADDR -s "$TRSVCID" -q "$HOST_NQN" -I "$HOST_ID"
+has "discover" "subnqn: *$nqn" nvme_discover
 check "connect with digests" nvme_connect $nqn -g -G -i 2
 ram=$(wait_namespace $nqn 1) || not_ok "memory disk" "did not appear"
 file=$(wait_namespace $nqn 2) || not_ok "file disk" "did not appear"
@@ -14,5 +17,7 @@ verify_disk "file" "$file" 4096 8
 file_system "memory" "$ram" xfs
 file_system "file" "$file" ext4
 check "disconnect" nvme disconnect -n $nqn
+daemon_stop
+check_daemon_log
 check_kernel_log
 done_testing

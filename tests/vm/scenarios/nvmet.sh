@@ -8,7 +8,7 @@ nvmet_namespace $nqn 1 /dev/ram0
 nvmet_listen 8420
 nvmet_share $nqn
 
-has "discover" "subnqn: *$nqn" nvme discover -t tcp -a 127.0.0.1 -s 8420 -q "$HOST_NQN" -I "$HOST_ID"
+has "discover" "subnqn: *$nqn" nvme_discover
 check "connect" nvme_connect $nqn -i 2
 disk=$(wait_namespace $nqn 1) || not_ok "namespace 1" "did not appear"
 has "id-ctrl" "^sn *: KERNEL01" nvme id-ctrl "/dev/$(controller_of $nqn)"

@@ -29,11 +29,14 @@ pub(crate) struct Machine {
     pub(crate) memory_mib: u32,
     /// From user space to exit. Nothing in a guest is fast, and this is a net, not a measurement.
     pub(crate) limit: Duration,
+    /// About how long it takes: the longest are started first.
+    pub(crate) about: Duration,
 }
 
 impl Default for Machine {
     fn default() -> Self {
-        Self { kernel: "6.12".into(), cpus: 2, memory_mib: 2048, limit: Duration::from_secs(900) }
+        let (limit, about) = (Duration::from_secs(900), Duration::from_secs(60));
+        Self { kernel: "6.12".into(), cpus: 2, memory_mib: 2048, limit, about }
     }
 }
 

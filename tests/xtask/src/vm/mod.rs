@@ -12,11 +12,17 @@ mod tap;
 use crate::process::{cargo, root, shown, target};
 use crate::report::{Report, Tally};
 use anyhow::{Context, Result, ensure};
-use machine::Cache;
-use scenario::Scenario;
+use machine::{Cache, End};
+use scenario::{Daemon, Scenario};
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::time::Instant;
+use std::sync::mpsc::sync_channel;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Most guests at a time unless told otherwise: a scenario keeps about one processor busy, and has gigabytes.
+const MOST_AT_ONCE: usize = 4;
 
 /// Which scenarios to run, and how.
 #[derive(clap::Args)]
@@ -32,6 +38,9 @@ pub(crate) struct Args {
     /// Boot this kernel series (6.12 or 6.1) instead of the one that a scenario asks for.
     #[arg(long, value_name = "SERIES")]
     kernel: Option<String>,
+    /// How many guests run at once; one shows its output as it comes [default: one a processor, at most 4].
+    #[arg(long, value_name = "N")]
+    at_once: Option<usize>,
 }
 
 /// Runs what the command line names.
@@ -54,16 +63,21 @@ pub(crate) fn run(report: &mut Report, args: &Args) -> Result<()> {
     if let Some(kernel) = &args.kernel {
         scenarios.iter_mut().for_each(|s| s.machine.kernel.clone_from(kernel));
     }
-    play(report, &scenarios, args.keelson.as_deref())
+    play(report, &scenarios, args.keelson.as_deref(), args.at_once)
 }
 
 /// Runs every scenario with a daemon built now.
 pub(crate) fn run_all(report: &mut Report) -> Result<()> {
     let scenarios = scenario::all(&root().join("tests/vm/scenarios"))?;
-    play(report, &scenarios, None)
+    play(report, &scenarios, None, None)
 }
 
-fn play(report: &mut Report, scenarios: &[Scenario], keelson: Option<&Path>) -> Result<()> {
+fn play(
+    report: &mut Report,
+    scenarios: &[Scenario],
+    keelson: Option<&Path>,
+    at_once: Option<usize>,
+) -> Result<()> {
     let cache = Cache::locate();
     if let Err(reason) = cache.usable() {
         // One skip for each scenario, so that the count shows how much was not shown.
@@ -78,15 +92,70 @@ fn play(report: &mut Report, scenarios: &[Scenario], keelson: Option<&Path>) -> 
         }
         None => build()?,
     };
+    let mut playable = Vec::new();
     for scenario in scenarios {
-        if let Err(reason) = cache.has(&scenario.machine.kernel) {
-            report.skip(&format!("vm: {}", scenario.name), "vm", &reason);
-            continue;
+        match cache.has(&scenario.machine.kernel) {
+            Ok(()) => playable.push(scenario),
+            Err(reason) => report.skip(&format!("vm: {}", scenario.name), "vm", &reason),
         }
-        one(report, &cache, scenario, &keelson)
-            .with_context(|| format!("running the VM scenario `{}`", scenario.name))?;
     }
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let lanes = at_once.unwrap_or_else(|| processors.min(MOST_AT_ONCE)).clamp(1, playable.len().max(1));
+    playable.sort_by_key(|s| std::cmp::Reverse(s.machine.about));
+    side_by_side(report, &cache, playable, &keelson, lanes);
     Ok(())
+}
+
+/// Plays the scenarios in this order, so many at a time, and reports each when it has ended.
+fn side_by_side(report: &mut Report, cache: &Cache, order: Vec<&Scenario>, keelson: &Path, lanes: usize) {
+    let waiting = Mutex::new(VecDeque::from(order));
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let (sender, ended) = sync_channel(lanes);
+    std::thread::scope(|threads| {
+        for _ in 0..lanes {
+            let sender = sender.clone();
+            threads.spawn(move || {
+                while let Some(scenario) = next() {
+                    let played = one(cache, scenario, keelson, lanes == 1);
+                    if sender.send((scenario, played)).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        let mut all: Vec<_> = ended.iter().inspect(|(_, played)| show(played.as_ref())).collect();
+        all.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+        for (scenario, played) in all {
+            enter(report, &scenario.name, played);
+        }
+    });
+}
+
+/// What one scenario came to.
+struct Played {
+    tap: tap::Counter,
+    tally: Tally,
+    took: Duration,
+    /// Its output, unless that was shown as it came.
+    lines: Vec<String>,
+}
+
+fn show(played: Result<&Played, &anyhow::Error>) {
+    played.into_iter().flat_map(|p| &p.lines).for_each(|line| println!("{line}"));
+}
+
+fn enter(report: &mut Report, scenario: &str, played: Result<Played>) {
+    let name = format!("vm: {scenario}");
+    match played {
+        Ok(Played { tap, tally, took, .. }) => {
+            for (check, reason) in tap.skips() {
+                report.skip(&format!("{name}: {check}"), "vm", reason);
+            }
+            report.add(&name, Tally { skipped: 0, ..tally }, took);
+        }
+        Err(error) => report.fail(&name, format!("{error:#}")),
+    }
 }
 
 /// Builds the daemon and the conformance suite that the guest runs; both appear in the guest's tree as they
@@ -103,34 +172,39 @@ fn run_command(command: &mut Command) -> Result<bool> {
     Ok(crate::process::run(command)?.success())
 }
 
-fn one(report: &mut Report, cache: &Cache, scenario: &Scenario, keelson: &Path) -> Result<()> {
+/// Plays one scenario. Its output is shown as it comes when `live`, else kept.
+fn one(cache: &Cache, scenario: &Scenario, keelson: &Path, live: bool) -> Result<Played> {
     let start = Instant::now();
     let share = Share::new(&scenario.name)?;
     share.provide(scenario, keelson)?;
-    println!("== vm: {} (kernel {})", scenario.name, scenario.machine.kernel);
+    let mut lines = Vec::new();
+    let mut say = |line: String| {
+        if live {
+            println!("{line}");
+        } else {
+            lines.push(line);
+        }
+    };
+    eprintln!("vm: {} starts", scenario.name);
+    say(format!("== vm: {} (kernel {})", scenario.name, scenario.machine.kernel));
     let _host = Companion::start(scenario, share.path(), keelson)?;
     let mut tap = tap::Counter::default();
     let end = cache.boot(&scenario.machine, share.path(), |line| {
-        println!("{line}");
         tap.line(line);
+        say(line.to_owned());
     })?;
     let mut tally = tap.tally();
-    if let machine::End::Failed(reason) = &end {
-        eprintln!("vm: {}: {reason}\n{}", scenario.name, share.console_tail());
+    if let End::Failed(reason) = &end {
+        say(format!("vm: {}: {reason}\n{}", scenario.name, share.console_tail()));
     }
     // A script that failed with all its checks good, or that checked nothing, has still failed.
-    if tally.failed == 0 && (end != machine::End::Success || tally.passed == 0) {
+    if tally.failed == 0 && (end != End::Success || tally.passed == 0) {
         tally.failed = 1;
     }
     if tally.failed > 0 {
         share.keep();
     }
-    let name = format!("vm: {}", scenario.name);
-    for (check, reason) in tap.skips() {
-        report.skip(&format!("{name}: {check}"), "vm", reason);
-    }
-    report.add(&name, Tally { skipped: 0, ..tally }, start.elapsed());
-    Ok(())
+    Ok(Played { tap, tally, took: start.elapsed(), lines })
 }
 
 /// The folder that the guest and the host both write: script in, status and logs out.
@@ -164,7 +238,13 @@ impl Share {
         let shown = |path: &Path| path.display().to_string();
         // Cargo puts what it builds side by side.
         let conform = keelson.with_file_name("conform");
-        let environment = format!("export KEELSON={:?} CONFORM={:?}\n", shown(keelson), shown(&conform));
+        let environment = format!(
+            "export KEELSON={:?} CONFORM={:?} DAEMON={} HOST_SHARE={:?}\n",
+            shown(keelson),
+            shown(&conform),
+            scenario.daemon.word(),
+            shown(&self.path),
+        );
         std::fs::write(self.path.join("environment"), environment).context("writing the guest's environment")
     }
 
@@ -190,14 +270,17 @@ impl Drop for Share {
     }
 }
 
-/// The part of a scenario that runs on the host, beside the guest.
+/// What runs on the host, beside the guest: the daemon of scenarios that want it there.
 struct Companion(Option<Child>);
 
 impl Companion {
     fn start(scenario: &Scenario, share: &Path, keelson: &Path) -> Result<Self> {
-        let Some(script) = &scenario.host else { return Ok(Self(None)) };
+        if scenario.daemon == Daemon::Guest {
+            return Ok(Self(None));
+        }
+        let script = root().join("tests/vm/daemon.host");
         let child = Command::new("bash")
-            .arg(script)
+            .arg(&script)
             .env("SHARE", share)
             .env("KEELSON", keelson)
             .spawn()
