@@ -1,6 +1,5 @@
 //! `cargo run -p fuzz -- TARGET [FILE...]`: repeats finds. Without files: the corpus and a minute of mutations.
 
-use fuzz::Target;
 use fuzz::driver::{Bound, corpus, run};
 use fuzz::targets::{ALL, list};
 use std::process::ExitCode;
