@@ -163,6 +163,7 @@ fn setup(port: u16, disk: &Path) -> anyhow::Result<Setup> {
     Ok(Setup {
         node_name: "demo".to_owned(),
         hostnqn: None,
+        ana_feature: false,
         // Of no use to anybody here, and must not get in the way of a daemon that runs already.
         grpc: loopback(0),
         nvmf: loopback(port),

@@ -21,14 +21,16 @@ pub struct Node {
     pub instance: Uuid,
     /// NQN under which we connect to others.
     pub hostnqn: String,
+    /// Whether control planes are told that ANA is reported on volumes.
+    pub ana_feature: bool,
 }
 
 impl Node {
-    /// `hostnqn`: `$HOSTNQN`, else made from the name.
+    /// `hostnqn`: `$HOSTNQN`, else made from the name. Without the feature of ANA.
     pub fn new(name: String, grpc: SocketAddr, nvmf: SocketAddr, hostnqn: Option<String>) -> Self {
         let made = || format!("{}node-name:{name}", rpc::NQN_PREFIX);
         let hostnqn = hostnqn.filter(|n| !n.is_empty()).unwrap_or_else(made);
-        Self { hostnqn, name, grpc, nvmf, instance: Uuid::new_v4() }
+        Self { hostnqn, name, grpc, nvmf, instance: Uuid::new_v4(), ana_feature: false }
     }
 
     /// Where hosts connect for the subsystem `nqn`. What a URI would take for its own punctuation (a shared file
@@ -48,7 +50,7 @@ impl Node {
             api_version: vec![ApiVersion::V1.into()],
             hostnqn: Some(self.hostnqn.clone()),
             features: Some(MayastorFeatures {
-                asymmetric_namespace_access: true,
+                asymmetric_namespace_access: self.ana_feature,
                 logical_volume_manager: Some(false),
                 snapshot_rebuild: Some(false),
                 rdma_capable_io_engine: Some(false),
@@ -85,6 +87,10 @@ mod tests {
         let node = Node::new("n1".into(), addr("127.0.0.1:1"), addr("[::1]:8420"), Some("nqn.h".into()));
         assert_eq!(node.registration().grpc_endpoint, "127.0.0.1:1");
         assert_eq!(node.hostnqn, "nqn.h");
+        // A bug: it was claimed whether it was turned on or not.
+        let claimed = |node: &Node| node.registration().features.unwrap().asymmetric_namespace_access;
+        assert!(!claimed(&node));
+        assert!(claimed(&Node { ana_feature: true, ..node.clone() }));
         assert_eq!(node.export_uri("nqn.x"), "nvmf+tcp://[::1]:8420/nqn.x");
         assert_eq!(node.export_uri("nqn.x:/dev/sdb"), "nvmf+tcp://[::1]:8420/nqn.x:%2Fdev%2Fsdb");
     }

@@ -57,9 +57,13 @@ pub struct ServeArgs {
     /// What to log, as RUST_LOG has it: info, debug, nvmf=trace, ...; repeatable
     #[arg(short = 'L', value_name = "FILTER")]
     pub log: Vec<String>,
-    /// How to log: default, compact, json, color, nocolor, date, nodate; a comma list
+    /// How to log: default, compact, json, color, nocolor, date, nodate, host, nohost; a comma list
     #[arg(short = 'F', value_name = "FORMAT", default_value = "default")]
     pub log_format: String,
+
+    /// Show what the threads of that process are doing, and exit; for a daemon that seems to hang
+    #[arg(short = 'd', long, value_name = "PID", env = "DIAGNOSE_STACK")]
+    pub diagnose_stack: Option<u32>,
 
     /// Devices, subsystems and hosts to start with (TOML)
     #[arg(long, value_name = "FILE", help_heading = OWN)]

@@ -25,6 +25,7 @@ use super::target_cores;
 use super::{banner, iface};
 use crate::desired::Desired;
 use crate::engine::Engine;
+use crate::host::stacks;
 use crate::metrics;
 use crate::node::Node;
 use crate::registry::Origin;
@@ -42,6 +43,9 @@ const CALLS_PER_CONNECTION: usize = 64;
 
 /// How often a silent client is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// The variable by which deployments of Mayastor turn ANA of volumes on: `1`, and nothing else.
+const ANA_ENABLE: &str = "NEXUS_NVMF_ANA_ENABLE";
 
 /// Most bytes of one request.
 const MAX_REQUEST_BYTES: usize = 4 << 20;
@@ -69,6 +73,8 @@ pub struct Setup {
     pub spin_window: Duration,
     /// What they wait in.
     pub engine: EngineChoice,
+    /// Tell control planes that ANA is reported on volumes.
+    pub ana_feature: bool,
     /// Limits of the target.
     pub target: TargetConfig,
     /// The state folder.
@@ -114,6 +120,7 @@ impl Daemon {
             }
         };
         let node = Node::new(setup.node_name, grpc.local_addr()?, nvmf, setup.hostnqn);
+        let node = Node { ana_feature: setup.ana_feature, ..node };
         let engine = Engine::new(node, cores, target, store);
         let mut failures = engine.restore(setup.declared, Origin::Config).await;
         failures.extend(engine.restore(saved, Origin::Request).await);
@@ -266,6 +273,7 @@ impl ServeArgs {
         Ok(Setup {
             node_name: self.node_name.clone(),
             hostnqn: environment("HOSTNQN"),
+            ana_feature: environment(ANA_ENABLE).as_deref() == Some("1"),
             grpc,
             nvmf: SocketAddr::new(ip, self.nvmf_port),
             metrics: self.metrics,
@@ -292,6 +300,9 @@ impl ServeArgs {
 
 /// Runs `serve` until it is told to stop.
 pub async fn main(args: &ServeArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    if let Some(pid) = args.diagnose_stack {
+        return Ok(stacks::write(out, pid)?);
+    }
     log::init(&args.log, &args.log_format)?;
     Memory::init_process(MemoryConfig { huge_pages: !args.no_huge_pages })?;
     // Before anything else, so that a signal during the start is not lost.

@@ -27,6 +27,7 @@ pub fn setup() -> Setup {
     Setup {
         node_name: "test".into(),
         hostnqn: None,
+        ana_feature: true,
         grpc: any_port(),
         nvmf: any_port(),
         nvmf_port_flag: "--nvmf-port",
