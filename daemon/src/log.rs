@@ -4,8 +4,8 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::{MakeWriter, SubscriberBuilder};
 use tracing_subscriber::fmt::format::{DefaultFields, Format, Full};
+use tracing_subscriber::fmt::{MakeWriter, SubscriberBuilder};
 
 /// A format or filter that is not known.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -163,7 +163,8 @@ mod tests {
     fn lines_name_their_host() {
         let written = |text: &str, line: &str| {
             let look = parse_format(text, false).unwrap();
-            let mut lines = Lines { out: Vec::new(), host: look.host.then(|| "n\"1".into()), json: look.json };
+            let mut lines =
+                Lines { out: Vec::new(), host: look.host.then(|| "n\"1".into()), json: look.json };
             lines.write_all(line.as_bytes()).unwrap();
             String::from_utf8(lines.out).unwrap()
         };

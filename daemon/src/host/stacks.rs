@@ -46,14 +46,23 @@ pub fn write(out: &mut dyn Write, pid: u32) -> Result<(), StacksError> {
     }
     match debugger(pid) {
         Some(text) => writeln!(out, "\n{}", text.trim_end())?,
-        None => writeln!(out, "\nFor the stacks in the program install gdb or elfutils (eu-stack), and repeat this.")?,
+        None => writeln!(
+            out,
+            "\nFor the stacks in the program install gdb or elfutils (eu-stack), and repeat this."
+        )?,
     }
     Ok(())
 }
 
 fn describe(out: &mut dyn Write, thread: u32, dir: &Path) -> io::Result<()> {
     let stat = Stat::parse(&read(&dir.join("stat")));
-    writeln!(out, "\nThread {thread} {:?}: {}, {} ticks of processor time", stat.name, stat.state(), stat.ticks)?;
+    writeln!(
+        out,
+        "\nThread {thread} {:?}: {}, {} ticks of processor time",
+        stat.name,
+        stat.state(),
+        stat.ticks
+    )?;
     let place = read(&dir.join("wchan"));
     if !matches!(place.as_str(), "" | "0") {
         writeln!(out, "  waits in {place} of the kernel")?;
