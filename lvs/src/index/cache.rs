@@ -1,0 +1,309 @@
+//! The page cache: a fixed number of 4 KiB frames, found by address, replaced by CLOCK.
+//!
+//! A page is checked once, when it comes in, and never changes. Whoever reads one holds a [`PageRef`]; a frame that
+//! somebody holds is not replaced. Frames are allocated as they are first used and never given back; a hit takes no
+//! allocation.
+
+use crate::format::FormatError;
+use crate::format::page::{Expected, PAGE_BYTES, PageView};
+use crate::types::{PagePtr, Pba};
+use std::rc::Rc;
+
+/// Default number of frames: 32 MiB of pages.
+pub const DEFAULT_FRAMES: usize = 8192;
+
+const EMPTY: u32 = u32::MAX;
+
+/// A page in memory, held in place for as long as this exists.
+#[derive(Clone)]
+pub struct PageRef(Rc<Frame>);
+
+struct Frame {
+    bytes: [u8; PAGE_BYTES],
+}
+
+impl PageRef {
+    /// A page outside of any cache, that was checked.
+    pub fn detached(bytes: &[u8; PAGE_BYTES], expected: &Expected) -> Result<Self, FormatError> {
+        PageView::check(bytes, expected)?;
+        Ok(Self(Rc::new(Frame { bytes: *bytes })))
+    }
+
+    /// What is in it.
+    #[inline]
+    pub fn view(&self) -> PageView<'_> {
+        PageView::new(&self.0.bytes)
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8; PAGE_BYTES] {
+        &self.0.bytes
+    }
+}
+
+struct Slot {
+    frame: Rc<Frame>,
+    pba: Pba,
+    crc: u32,
+    /// Looked at since the hand came by.
+    used: bool,
+}
+
+/// Counters since the cache was made.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct CacheStats {
+    /// Look-ups that found their page.
+    pub hits: u64,
+    /// Look-ups that did not.
+    pub misses: u64,
+    /// Pages that made room for others.
+    pub evictions: u64,
+}
+
+/// See the module.
+pub struct PageCache {
+    slots: Vec<Slot>,
+    frames: usize,
+    /// Slot numbers by hash of the address, linear probing; twice as many places as frames at least.
+    table: Vec<u32>,
+    hand: usize,
+    stats: CacheStats,
+}
+
+impl PageCache {
+    /// A cache of `frames` pages (at least one). The table is allocated here, frames when they are first used.
+    pub fn new(frames: usize) -> Self {
+        let frames = frames.max(1);
+        Self {
+            slots: Vec::with_capacity(frames),
+            frames,
+            table: vec![EMPTY; (frames * 2).next_power_of_two()],
+            hand: 0,
+            stats: CacheStats::default(),
+        }
+    }
+
+    /// The page, if it is there: same address and same checksum.
+    #[inline]
+    pub fn get(&mut self, ptr: &PagePtr) -> Option<PageRef> {
+        let Some(place) = self.find(ptr.pba) else {
+            self.stats.misses += 1;
+            return None;
+        };
+        let slot = &mut self.slots[self.table[place] as usize];
+        if slot.crc != ptr.crc {
+            // What was there before its segment was used again.
+            self.stats.misses += 1;
+            return None;
+        }
+        slot.used = true;
+        self.stats.hits += 1;
+        Some(PageRef(slot.frame.clone()))
+    }
+
+    /// Checks a page that came from a disk, or that was just made, and keeps it. When every frame is held by somebody
+    /// the page is returned all the same and not kept.
+    pub fn insert(
+        &mut self,
+        pba: Pba,
+        bytes: &[u8; PAGE_BYTES],
+        expected: &Expected,
+    ) -> Result<PageRef, FormatError> {
+        PageView::check(bytes, expected)?;
+        if let Some(place) = self.find(pba) {
+            let at = self.table[place] as usize;
+            if self.slots[at].crc == expected.crc {
+                return Ok(PageRef(self.slots[at].frame.clone()));
+            }
+            // Refilled in place; who still holds the old frame keeps it.
+            self.fill(at, pba, bytes, expected.crc);
+            return Ok(PageRef(self.slots[at].frame.clone()));
+        }
+        let Some(at) = self.free_slot() else {
+            return Ok(PageRef(Rc::new(Frame { bytes: *bytes })));
+        };
+        self.fill(at, pba, bytes, expected.crc);
+        let place = self.vacant(pba);
+        self.table[place] = at as u32;
+        Ok(PageRef(self.slots[at].frame.clone()))
+    }
+
+    /// Forgets the page at this address: it is garbage now, or its segment will be used again.
+    pub fn forget(&mut self, pba: Pba) {
+        if let Some(place) = self.find(pba) {
+            let at = self.table[place] as usize;
+            self.unlink(place);
+            self.slots[at].pba = Pba::NONE;
+            self.slots[at].used = false;
+        }
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> CacheStats {
+        self.stats
+    }
+
+    /// Bytes of frames in use so far.
+    pub fn resident_bytes(&self) -> usize {
+        self.slots.len() * PAGE_BYTES
+    }
+
+    fn fill(&mut self, at: usize, pba: Pba, bytes: &[u8; PAGE_BYTES], crc: u32) {
+        let slot = &mut self.slots[at];
+        match Rc::get_mut(&mut slot.frame) {
+            Some(frame) => frame.bytes = *bytes,
+            None => slot.frame = Rc::new(Frame { bytes: *bytes }),
+        }
+        (slot.pba, slot.crc, slot.used) = (pba, crc, true);
+    }
+
+    /// A slot whose frame nobody holds, taken out of the table. `None` when two rounds found none.
+    fn free_slot(&mut self) -> Option<usize> {
+        if self.slots.len() < self.frames {
+            let frame = Rc::new(Frame { bytes: [0; PAGE_BYTES] });
+            self.slots.push(Slot { frame, pba: Pba::NONE, crc: 0, used: false });
+            return Some(self.slots.len() - 1);
+        }
+        for _ in 0..2 * self.frames {
+            let at = self.hand;
+            self.hand = (self.hand + 1) % self.frames;
+            let slot = &mut self.slots[at];
+            if slot.used {
+                slot.used = false;
+            } else if Rc::strong_count(&slot.frame) == 1 {
+                let pba = slot.pba;
+                if let Some(place) = self.find(pba) {
+                    self.unlink(place);
+                    self.stats.evictions += 1;
+                }
+                return Some(at);
+            }
+        }
+        None
+    }
+
+    #[inline]
+    fn home(&self, pba: Pba) -> usize {
+        // The high bits of the product are the well mixed ones.
+        (pba.bits().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & (self.table.len() - 1)
+    }
+
+    /// Place in the table of the slot that holds `pba`.
+    #[inline]
+    fn find(&self, pba: Pba) -> Option<usize> {
+        if pba.is_none() {
+            return None;
+        }
+        let mut place = self.home(pba);
+        loop {
+            let at = self.table[place];
+            if at == EMPTY {
+                return None;
+            }
+            if self.slots[at as usize].pba == pba {
+                return Some(place);
+            }
+            place = (place + 1) & (self.table.len() - 1);
+        }
+    }
+
+    fn vacant(&self, pba: Pba) -> usize {
+        let mut place = self.home(pba);
+        while self.table[place] != EMPTY {
+            place = (place + 1) & (self.table.len() - 1);
+        }
+        place
+    }
+
+    /// Empties a place of the table and moves up what was put behind it only because it was taken.
+    fn unlink(&mut self, mut hole: usize) {
+        let mask = self.table.len() - 1;
+        let mut place = hole;
+        loop {
+            place = (place + 1) & mask;
+            let at = self.table[place];
+            if at == EMPTY {
+                break;
+            }
+            let home = self.home(self.slots[at as usize].pba);
+            if (place.wrapping_sub(home) & mask) >= (place.wrapping_sub(hole) & mask) {
+                self.table[hole] = at;
+                hole = place;
+            }
+        }
+        self.table[hole] = EMPTY;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::page::{Leaf, PageBuilder};
+    use crate::index::testing::Rng;
+    use crate::types::{BlockNo, LineId, Place, Seq, Version};
+    use uuid::Uuid;
+
+    fn page(block: u64) -> ([u8; PAGE_BYTES], Expected) {
+        let (mut bytes, pool, line) = ([0; PAGE_BYTES], Uuid::from_u128(5), LineId(1));
+        let mut builder = PageBuilder::new(&mut bytes, &pool, line, 0);
+        let version = Version { birth: Seq(7), place: Place::Hole };
+        builder.push_leaf(&Leaf { block: BlockNo(block), len_blocks: 1, version }).unwrap();
+        let crc = builder.finish().unwrap().crc;
+        (bytes, Expected { pool, line, level: 0, crc, newest: Seq(7) })
+    }
+
+    fn pointer(at: u64, expected: &Expected) -> PagePtr {
+        PagePtr { pba: Pba::new(0, at).unwrap(), copy: Pba::NONE, crc: expected.crc, newest: Seq(7) }
+    }
+
+    #[test]
+    fn what_it_returns_is_what_was_put_last_at_that_address() {
+        let mut rng = Rng::new(4);
+        let mut cache = PageCache::new(50);
+        let mut now = std::collections::BTreeMap::new();
+        let mut held = std::collections::VecDeque::new();
+        for step in 0..20_000 {
+            let at = rng.below(120);
+            match rng.below(8) {
+                0..=2 => {
+                    let (bytes, expected) = page(step);
+                    let inserted = cache.insert(Pba::new(0, at).unwrap(), &bytes, &expected).unwrap();
+                    now.insert(at, (step, expected));
+                    held.push_back((step, inserted));
+                }
+                3 => cache.forget(Pba::new(0, at).unwrap()),
+                _ => {
+                    if let Some((step, expected)) = now.get(&at)
+                        && let Some(found) = cache.get(&pointer(at, expected))
+                    {
+                        assert_eq!(found.view().leaf(0).unwrap().block, BlockNo(*step));
+                        held.push_back((*step, found));
+                    }
+                }
+            }
+            // Many are held, at times all: none of them ever changes.
+            while held.len() > [10, 49, 60][step as usize / 1000 % 3] {
+                let (step, page) = held.pop_front().unwrap();
+                assert_eq!(page.view().leaf(0).unwrap().block, BlockNo(step));
+            }
+            assert!(cache.resident_bytes() <= 50 * PAGE_BYTES);
+        }
+        let CacheStats { hits, misses, evictions } = cache.stats();
+        assert!(hits > 1000 && misses > 1000 && evictions > 1000, "{hits} {misses} {evictions}");
+    }
+
+    #[test]
+    fn a_damaged_page_is_not_kept_and_an_old_one_not_served() {
+        let mut cache = PageCache::new(4);
+        let ((mut bytes, expected), (other, newer)) = (page(1), page(2));
+        let at = Pba::new(0, 9).unwrap();
+        bytes[100] ^= 4;
+        assert!(cache.insert(at, &bytes, &expected).is_err());
+        assert!(cache.get(&pointer(9, &expected)).is_none());
+        bytes[100] ^= 4;
+        cache.insert(at, &bytes, &expected).unwrap();
+        assert!(cache.get(&pointer(9, &newer)).is_none(), "the segment was used again");
+        cache.insert(at, &other, &newer).unwrap();
+        assert!(cache.get(&pointer(9, &expected)).is_none() && cache.get(&pointer(9, &newer)).is_some());
+    }
+}
