@@ -9,6 +9,7 @@
 
 use super::holes::{HoleRange, Holes};
 use super::ordered::{Cursor, Key, Ordered, Value};
+use crate::format::page::MAX_BLOCKS;
 use crate::types::{BlockNo, LineId, Pba, Place, Seq, Version, is_needed};
 
 /// Unmapped ranges up to this length are kept as points: cheaper to look up, and plenty of room for them.
@@ -117,7 +118,7 @@ impl Delta {
         self.len() == (0, 0)
     }
 
-    /// Takes in a version of a block of a line that has a head; `snapshots` are the line's epochs, ascending. What it
+    /// Takes in a version of a block (below [`MAX_BLOCKS`]) of a line that has a head; `snapshots` are the line's epochs, ascending. What it
     /// supersedes and nobody needs goes, and so does the version itself when a newer one came before it and nobody
     /// needs it (H9); data that went is told to `gone`. False, and nothing done, when there is no room.
     pub fn put(
@@ -128,7 +129,7 @@ impl Delta {
         snapshots: &[Seq],
         mut gone: impl FnMut(Gone),
     ) -> bool {
-        if self.points.room() == 0 {
+        if self.points.room() == 0 || block.0 >= MAX_BLOCKS {
             return false;
         }
         let key = Key::new(line.0, block.0, version.birth.0);
@@ -199,7 +200,7 @@ impl Delta {
         self.points.insert(key, pack(Change::Place(place)))
     }
 
-    /// Takes in an unmapped range: as points when it is short, else as one range. It takes [`cost_of_hole`]
+    /// Takes in an unmapped range (below [`MAX_BLOCKS`]): as points when it is short, else as one range. It takes [`cost_of_hole`]
     /// (Self::cost_of_hole) of the room; false, and nothing done, when that is not there. Versions below it that
     /// nobody needs any more go (data is told to `gone`), the rest of them at the merge when they are many.
     pub fn put_hole_range(
@@ -210,7 +211,7 @@ impl Delta {
     ) -> bool {
         let HoleRange { line, first, count, birth } = range;
         let (points, ranges) = Self::cost_of_hole(count);
-        if self.points.room() < points || self.holes.room() < ranges || first.0.checked_add(count).is_none() {
+        if self.points.room() < points || self.holes.room() < ranges || range.end() > MAX_BLOCKS {
             return false;
         }
         if ranges == 0 {
@@ -376,12 +377,14 @@ impl Delta {
     /// Takes in a point of a dump as it is.
     pub(super) fn restore_point(&mut self, update: Update) -> bool {
         let key = Key::new(update.line.0, update.block.0, update.birth.0);
-        self.points.find(key).is_none() && self.points.insert(key, pack(update.change))
+        update.block.0 < MAX_BLOCKS
+            && self.points.find(key).is_none()
+            && self.points.insert(key, pack(update.change))
     }
 
     /// Takes in a range of a dump as it is.
     pub(super) fn restore_range(&mut self, range: HoleRange) -> bool {
-        self.holes.put(range, |_, _| false)
+        range.end() <= MAX_BLOCKS && self.holes.put(range, |_, _| false)
     }
 }
 

@@ -14,8 +14,8 @@ use crate::format::page::Child;
 use crate::types::{BlockNo, Seq};
 use core::iter::Peekable;
 
-/// Leaves after which others on this core get their turn (each takes a microsecond or two).
-const LEAVES_PER_BREATH: u32 = 8;
+/// Leaves after which others on this core get their turn (each takes up to ten microseconds).
+const LEAVES_PER_BREATH: u32 = 2;
 
 /// Where the next step of a purge begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -8,8 +8,8 @@ use super::tree::{PageSink, PageTag, Root, Tree, TreeError};
 use crate::format::page::{Child, Leaf, MAX_RUN_BLOCKS, PAGE_BYTES, PageBuilder, PageSummary, Refused};
 use crate::types::{LineId, PagePtr, Pba};
 
-/// Appended pages after which others on this core get their turn (each costs about a microsecond of building).
-const PAGES_PER_BREATH: u32 = 8;
+/// Appended pages after which others on this core get their turn (each takes up to ten microseconds of building).
+const PAGES_PER_BREATH: u32 = 2;
 
 /// The last group of holes, which the next one may lengthen.
 struct HoleGroup {
@@ -58,6 +58,12 @@ impl<'a, S: PageSink> Packer<'a, S> {
         }
         self.last_holes = holes.then_some(HoleGroup { start: self.leaves.len(), end });
         self.leaves.extend_from_slice(group);
+    }
+
+    /// Adds versions of different blocks, none of which is a hole.
+    pub(super) fn push_plain(&mut self, entries: &[Leaf]) {
+        self.last_holes = None;
+        self.leaves.extend_from_slice(entries);
     }
 
     /// Makes the group before longer by this one, when both are the same holes side by side.

@@ -208,6 +208,9 @@ impl<'a, P: Iterator<Item = Update>, F: FnMut(Event)> Weave<'a, P, F> {
         }
         let point = self.next_point(job);
         let boundary = self.active_ranges(job.at, job.end);
+        if self.births.is_empty() && self.copy_plain(job, point.into_iter().chain(boundary).min(), packer) {
+            return true;
+        }
         let covered = group.is_some_and(|g| g.block.0 <= job.at);
         if !covered && self.births.is_empty() && point != Some(job.at) {
             let next = [group.map(|g| g.block.0), point, boundary].into_iter().flatten().min();
@@ -233,6 +236,35 @@ impl<'a, P: Iterator<Item = Update>, F: FnMut(Event)> Weave<'a, P, F> {
         self.stretch(job, job.at, end, covered, packer);
         job.at = end;
         self.pass(end.min(job.end));
+        true
+    }
+
+    /// Takes over entries below block `limit` that nothing concerns: data of which there is one version, seen by the
+    /// head. Most are like that.
+    fn copy_plain<S: PageSink>(
+        &mut self,
+        job: &mut LeafJob,
+        limit: Option<u64>,
+        packer: &mut Packer<'_, S>,
+    ) -> bool {
+        if !self.view.head || (job.next == 0 && !matches!(job.begin, Begin::Fresh)) {
+            return false;
+        }
+        let limit = limit.unwrap_or(job.end).min(job.end);
+        let ahead = &job.entries[job.next..];
+        let plain = |(index, leaf): &(usize, &Leaf)| {
+            let after = ahead.get(index + 1).map_or(job.fence.block, |next| next.block.0);
+            leaf.version.place != Place::Hole && leaf.block.0 != after && leaf.block.0 < limit
+        };
+        let count = ahead.iter().enumerate().take_while(plain).count();
+        let Some(tail) = ahead[..count].last().copied() else { return false };
+        packer.push_plain(&ahead[..count]);
+        job.next += count;
+        job.at = tail.block.0 + 1;
+        if job.next == job.entries.len() {
+            self.last = Some(Last::unchanged(tail.block.0, tail.version.birth));
+        }
+        self.pass(job.at);
         true
     }
 
