@@ -145,8 +145,11 @@ fn what(kind: Kind, name: &str) -> String {
 /// Takes pieces until none is left. An error ends this thread; the others go on.
 fn work(soak: &Mutex<Soak>, programs: [Option<&Program>; 2], end: Option<Instant>) -> Result<()> {
     while end.is_none_or(|end| Instant::now() < end) {
-        let Some((at, from, to)) = lock(soak).claim() else { return Ok(()) };
-        let (kind, name) = (lock(soak).items[at].kind, lock(soak).items[at].name.clone());
+        let mut shared = lock(soak);
+        let Some((at, from, to)) = shared.claim() else { return Ok(()) };
+        let (kind, name) = (shared.items[at].kind, shared.items[at].name.clone());
+        // The others claim while this one works.
+        drop(shared);
         let piece = match (kind, programs) {
             (Kind::Sim, [Some(sim), _]) => sim.seeds(&name, from, to),
             (Kind::Fuzz, [_, Some(fuzz)]) => fuzz.inputs(&name, to - from),
