@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Header lengths of NVMe/TCP PDUs.
-const COMMAND: usize = 72;
-const RESPONSE: usize = 24;
+pub(crate) const COMMAND: usize = 72;
+pub(crate) const RESPONSE: usize = 24;
 /// The largest in-capsule write; above it, data is asked for by an R2T.
 const IN_CAPSULE: usize = 8 << 10;
 /// What one gathered send carries at most, for small and for large I/O: bounds that were found best.

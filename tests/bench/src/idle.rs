@@ -1,6 +1,6 @@
 //! What Keelson costs when nothing happens: CPU, memory, and the first I/O after a rest.
 
-use crate::served::{Daemon, nqn};
+use crate::served::Daemon;
 use crate::wake;
 use anyhow::{Result, ensure};
 use std::path::Path;
@@ -11,12 +11,6 @@ const MAX_CPU: f64 = 0.005;
 /// Most resident memory with one exported device.
 const MAX_RESIDENT_MIB: u64 = 64;
 const IDLE: Duration = Duration::from_secs(10);
-/// Most microseconds that the first I/O after a rest may cost above a bare wake-up.
-const MAX_OVER_WAKE_UP_US: f64 = 15.0;
-/// Between two I/Os, for both to find the other side asleep.
-pub(crate) const REST: Duration = Duration::from_millis(100);
-/// How often that is measured.
-pub(crate) const WAKE_UPS: usize = 31;
 
 /// Prints the figures; returns what is above its limit.
 pub(crate) fn run(keelson: &Path, cores: (usize, usize)) -> Result<Vec<String>> {
@@ -31,19 +25,7 @@ pub(crate) fn run(keelson: &Path, cores: (usize, usize)) -> Result<Vec<String>> 
     if cpu > MAX_CPU {
         above.push(format!("idle CPU above {} %", MAX_CPU * 100.0));
     }
-    let daemon = Daemon::start(keelson, cores.0, &[])?;
-    daemon.export("disk", "malloc:///disk?size_mb=16")?;
-    let reads = wake::reads(&daemon, &nqn("disk"), cores.1)?;
-    let bare_us = wake::eventfd_us(cores)?;
-    println!(
-        "first 4K read after {} ms: {:.1} us; a bare eventfd wake-up: {bare_us:.1} us; the read behind it: {:.1} us",
-        REST.as_millis(),
-        reads.rested_us,
-        reads.hot_us
-    );
-    if reads.rested_us > bare_us + MAX_OVER_WAKE_UP_US {
-        above.push(format!("first I/O after a rest more than {MAX_OVER_WAKE_UP_US} us above a bare wake-up"));
-    }
+    above.extend(wake::run(keelson, cores)?);
     Ok(above)
 }
 

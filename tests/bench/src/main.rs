@@ -4,7 +4,8 @@
 //! - [`table`]: throughput and latency of each [`cell`], as ratios to a [`bare`] loop in the same [`phase`].
 //! - [`served`]: Keelson as users run it; [`spdk`]: its rival under the same client.
 //! - [`syscalls`]: calls into the kernel per I/O.
-//! - [`idle`]: CPU and memory of a daemon that has nothing to do, and the first I/O after that ([`wake`]).
+//! - [`idle`]: CPU and memory of a daemon that has nothing to do; [`wake`]: the first I/O after that, beside a bare
+//!   process that sleeps ([`sleepers`]).
 #![forbid(unsafe_code)]
 
 mod bare;
@@ -13,6 +14,7 @@ mod idle;
 mod phase;
 mod pin;
 mod served;
+mod sleepers;
 mod spdk;
 mod syscalls;
 mod table;
@@ -48,9 +50,17 @@ struct Cli {
     /// Leave out the idle figures.
     #[arg(long)]
     no_idle: bool,
+    /// Only the idle figures.
+    #[arg(long, conflicts_with_all = ["no_idle", "only"])]
+    only_idle: bool,
 }
 
 fn main() -> Result<ExitCode> {
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().as_deref() == Some(sleepers::ARGUMENT) {
+        sleepers::run(arguments)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let cli = Cli::parse();
     let cores = (cli.target_core, cli.host_core);
     let settings = table::Settings {
@@ -60,7 +70,7 @@ fn main() -> Result<ExitCode> {
         time: Duration::from_millis(cli.time_ms),
         only: cli.only.as_deref(),
     };
-    let mut failures = table::run(&settings)?;
+    let mut failures = if cli.only_idle { Vec::new() } else { table::run(&settings)? };
     if !cli.no_idle {
         failures.extend(idle::run(&cli.keelson, cores)?);
     }
