@@ -172,6 +172,22 @@ pub enum LvsError {
         #[source]
         source: DeviceError,
     },
+    /// An object cannot be stored.
+    #[error("the object cannot be stored")]
+    Encode {
+        /// Why.
+        #[source]
+        source: crate::format::FormatError,
+    },
+    /// The memory of a pool could not be had.
+    #[error("no memory for pool {pool}")]
+    Memory {
+        /// Which pool.
+        pool: String,
+        /// Why.
+        #[source]
+        source: aio::memory::MemoryError,
+    },
     /// An I/O of a device failed.
     #[error("{op} on {disk} failed")]
     Io {

@@ -98,7 +98,7 @@ pub async fn is_page_live<S: PageSource>(
     Ok(at.level == tag.level && here(&at.ptr))
 }
 
-fn lookup_in(
+pub(crate) fn lookup_in(
     mut get: impl FnMut(&PageAt) -> Option<PageRef>,
     tree: &Tree,
     block: BlockNo,

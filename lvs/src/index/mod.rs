@@ -37,6 +37,7 @@ pub use check::{Finding, Seen, check};
 pub use delta::{Change, Delta, DeltaHit, Gone, Moved, Update};
 pub use dump::DumpError;
 pub use holes::HoleRange;
+pub(crate) use lookup::lookup_in;
 pub use lookup::{Lookup, find, is_page_live, locate_block, lookup};
 pub use merge::{PurgeCursor, merge, purge};
 pub use query::{Layers, Query, Span, Spans, query};

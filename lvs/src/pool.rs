@@ -1,0 +1,280 @@
+//! An open pool, as the rest of the process sees it.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use aio::{BlockDevice, Core, CoreHandle};
+use uuid::Uuid;
+
+use crate::LvsError;
+use crate::format::catalog::{SnapshotObject, VolumeObject};
+use crate::info::{
+    CreatePool, CreateSnapshot, CreateVolume, ImportPool, PoolInfo, SnapshotInfo, VolumeInfo,
+    VolumeProperties,
+};
+use crate::store::{Store, Target, open_stores};
+use crate::types::{LineId, Seq};
+use crate::volume::{Volume, VolumeParts};
+
+/// An open pool. Clones name the same one. Calls may come from any thread and any executor: they run on the pool's home core.
+///
+/// Dropping a call's future does not stop what it began.
+#[derive(Clone)]
+pub struct Pool(Arc<Shared>);
+
+struct Shared {
+    name: String,
+    uuid: Uuid,
+    home: CoreHandle,
+    incarnation: u128,
+    volatile: bool,
+    geometry: aio::Geometry,
+    /// Devices of volumes, and of snapshots that were opened.
+    volumes: Mutex<BTreeMap<Uuid, Arc<Volume>>>,
+}
+
+impl Pool {
+    /// Writes a new pool over `devices` and opens it on core `home`. Refuses disks that hold something, unless forced.
+    pub async fn create(
+        home: CoreHandle,
+        devices: Vec<Arc<dyn BlockDevice>>,
+        spec: CreatePool,
+    ) -> Result<Self, LvsError> {
+        let pool = spec.name.clone();
+        let handle = home.clone();
+        let made = home.call(move || async move {
+            let core = Core::current().expect("invariant: calls run on a core");
+            let store = Store::create(&core, devices, spec).await?;
+            Ok(Self::opened(handle, &store))
+        });
+        made.await.map_err(|_| LvsError::Closed { pool })?
+    }
+
+    /// Opens the pool that is on `devices`, which are all of its disks. [`LvsError::NoPool`] when there is none.
+    pub async fn import(
+        home: CoreHandle,
+        devices: Vec<Arc<dyn BlockDevice>>,
+        spec: ImportPool,
+    ) -> Result<Self, LvsError> {
+        let pool = spec.name.clone().unwrap_or_default();
+        let handle = home.clone();
+        let made = home.call(move || async move {
+            let core = Core::current().expect("invariant: calls run on a core");
+            let store = Store::import(&core, devices, spec).await?;
+            Ok(Self::opened(handle, &store))
+        });
+        made.await.map_err(|_| LvsError::Closed { pool })?
+    }
+
+    fn opened(home: CoreHandle, store: &Rc<Store>) -> Self {
+        let inner = store.inner();
+        let pool = Self(Arc::new(Shared {
+            name: inner.name.clone(),
+            uuid: inner.uuid,
+            home,
+            incarnation: inner.incarnation(),
+            volatile: inner.any_volatile(),
+            geometry: inner.volume_geometry(),
+            volumes: Mutex::default(),
+        }));
+        for volume in inner.catalogue.volumes.values() {
+            pool.add_volume(volume);
+        }
+        pool
+    }
+
+    /// The pool's name.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The pool's identity.
+    pub fn uuid(&self) -> Uuid {
+        self.0.uuid
+    }
+
+    /// The core on which it lives.
+    pub fn home(&self) -> &CoreHandle {
+        &self.0.home
+    }
+
+    /// Its state in figures.
+    pub async fn info(&self) -> Result<PoolInfo, LvsError> {
+        self.call(|store| async move { Ok(store.inner().info()) }).await
+    }
+
+    /// Removes all volumes from use, makes everything durable and closes the pool: the next import finds it clean.
+    pub async fn export(&self) -> Result<(), LvsError> {
+        self.remove_devices();
+        self.call(|store| async move { store.export().await }).await
+    }
+
+    /// As [`export`](Self::export), and erases the pool from its disks.
+    pub async fn destroy(&self) -> Result<(), LvsError> {
+        self.remove_devices();
+        self.call(|store| async move { store.destroy().await }).await
+    }
+
+    /// Makes use of devices that became larger. Returns the state before and after.
+    pub async fn grow(&self) -> Result<(PoolInfo, PoolInfo), LvsError> {
+        self.call(|store| async move {
+            let before = store.inner().info();
+            store.grow().await?;
+            let after = store.inner().info();
+            Ok((before, after))
+        })
+        .await
+    }
+
+    /// Makes everything that completed durable, and found again at once.
+    pub async fn checkpoint(&self) -> Result<(), LvsError> {
+        self.call(|store| async move { store.checkpoint(false).await }).await
+    }
+
+    /// Makes a volume.
+    pub async fn create_volume(&self, spec: CreateVolume) -> Result<Arc<Volume>, LvsError> {
+        let made = self.call(|store| async move { store.create_volume(spec).await }).await?;
+        Ok(self.add_volume(&made))
+    }
+
+    /// Removes a volume from use and then for good. Its snapshots stay; a discarded snapshot goes with its last clone.
+    pub async fn destroy_volume(&self, uuid: Uuid) -> Result<(), LvsError> {
+        let device = self.volume(uuid);
+        if let Some(device) = &device {
+            device.remove();
+        }
+        self.call(move |store| async move { store.destroy_volume(uuid).await }).await?;
+        self.volumes_lock().remove(&uuid);
+        Ok(())
+    }
+
+    /// Changes a volume's size, up or down. What a smaller size cuts off is lost.
+    pub async fn resize_volume(&self, uuid: Uuid, size_bytes: u64) -> Result<VolumeInfo, LvsError> {
+        let device = self.volume(uuid);
+        let before = device.as_ref().map_or(0, |d| d.size_bytes());
+        if let Some(device) = device.as_ref().filter(|_| size_bytes < before) {
+            // First nobody writes there any more, then it goes.
+            device.set_size_bytes(size_bytes.next_multiple_of(4096));
+        }
+        let resized =
+            self.call(move |store| async move { store.resize_volume(uuid, size_bytes).await }).await;
+        if let Some(device) = device {
+            device.set_size_bytes(resized.as_ref().map_or(before, |v| v.size_bytes));
+        }
+        resized?;
+        self.call(move |store| async move { store.inner().volume_info(uuid) }).await
+    }
+
+    /// Stores what a volume carries for others.
+    pub async fn set_properties(&self, uuid: Uuid, properties: VolumeProperties) -> Result<(), LvsError> {
+        self.call(move |store| async move { store.set_properties(uuid, properties).await }).await
+    }
+
+    /// All volumes.
+    pub async fn volumes(&self) -> Result<Vec<VolumeInfo>, LvsError> {
+        self.call(|store| async move { store.inner().volume_infos() }).await
+    }
+
+    /// The block device of a volume.
+    pub fn volume(&self, uuid: Uuid) -> Option<Arc<Volume>> {
+        self.volumes_lock().get(&uuid).filter(|v| !v.is_snapshot()).cloned()
+    }
+
+    /// Makes a snapshot: it holds every write that completed before the call, and none that was submitted after it returned.
+    pub async fn create_snapshot(
+        &self,
+        volume: Uuid,
+        spec: CreateSnapshot,
+    ) -> Result<SnapshotInfo, LvsError> {
+        let uuid = spec.uuid;
+        self.call(move |store| async move {
+            store.create_snapshot(volume, spec).await?;
+            store.inner().snapshot_info(uuid)
+        })
+        .await
+    }
+
+    /// Removes a snapshot; one with clones is only marked discarded, and goes with the last of them.
+    pub async fn destroy_snapshot(&self, uuid: Uuid) -> Result<(), LvsError> {
+        let opened = self.volumes_lock().remove(&uuid);
+        if let Some(device) = opened {
+            device.remove();
+        }
+        self.call(move |store| async move { store.destroy_snapshot(uuid).await }).await
+    }
+
+    /// All snapshots, also discarded ones.
+    pub async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, LvsError> {
+        self.call(|store| async move { store.inner().snapshot_infos() }).await
+    }
+
+    /// A read-only block device of a snapshot.
+    pub async fn open_snapshot(&self, uuid: Uuid) -> Result<Arc<Volume>, LvsError> {
+        let open = self.volumes_lock().get(&uuid).cloned();
+        if let Some(device) = open {
+            return Ok(device);
+        }
+        let object = self.call(move |store| async move { store.inner().snapshot(uuid).cloned() }).await?;
+        Ok(self.add_snapshot(&object))
+    }
+
+    /// Makes a volume with the content of a snapshot; it has the snapshot's size and is thin.
+    pub async fn create_clone(&self, snapshot: Uuid, spec: CreateVolume) -> Result<Arc<Volume>, LvsError> {
+        let made = self.call(move |store| async move { store.create_clone(snapshot, spec).await }).await?;
+        Ok(self.add_volume(&made))
+    }
+
+    fn add_volume(&self, v: &VolumeObject) -> Arc<Volume> {
+        self.add(v.uuid, &v.name, v.line, Seq::MAX, v.size_bytes)
+    }
+
+    fn add_snapshot(&self, s: &SnapshotObject) -> Arc<Volume> {
+        self.add(s.uuid, &s.name, s.line, s.epoch, s.size_bytes)
+    }
+
+    fn add(&self, uuid: Uuid, name: &str, line: LineId, view: Seq, size_bytes: u64) -> Arc<Volume> {
+        let volume = Volume::new(VolumeParts {
+            name: name.to_owned(),
+            uuid,
+            pool: self.0.uuid,
+            home: self.0.home.clone(),
+            target: Target { line, view, block_bytes: self.0.geometry.block_bytes },
+            geometry: self.0.geometry,
+            volatile: self.0.volatile,
+            size_bytes,
+            incarnation: self.0.incarnation,
+        });
+        self.volumes_lock().insert(uuid, volume.clone());
+        volume
+    }
+
+    fn remove_devices(&self) {
+        let devices = std::mem::take(&mut *self.volumes_lock());
+        devices.values().for_each(|d| d.remove());
+    }
+
+    fn volumes_lock(&self) -> MutexGuard<'_, BTreeMap<Uuid, Arc<Volume>>> {
+        self.0.volumes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `f` on the home core.
+    async fn call<F, Fut, T>(&self, f: F) -> Result<T, LvsError>
+    where
+        F: FnOnce(Rc<Store>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, LvsError>>,
+        T: Send + 'static,
+    {
+        let (uuid, pool) = (self.0.uuid, self.0.name.clone());
+        let closed = move || LvsError::Closed { pool: pool.clone() };
+        let gone = closed.clone();
+        let call = self.0.home.call(move || async move {
+            match open_stores::get(uuid) {
+                Some(store) => f(store).await,
+                None => Err(closed()),
+            }
+        });
+        call.await.map_err(|_| gone())?
+    }
+}

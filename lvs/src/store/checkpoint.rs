@@ -1,0 +1,338 @@
+//! Checkpoints: freeze, merge, write what has to be found, anchor, free.
+//!
+//! `FORMAT.md` section 5 says why each step is where it is.
+
+use std::rc::Rc;
+
+use super::lines::Line;
+use super::log::Stream;
+use super::pages::{PageReader, PageWriter};
+use super::{DELTA_RANGES, DELTA_UPDATES, Inner, LOOK_AGAIN, Store};
+use crate::LvsError;
+use crate::format::anchor::{Anchor, OpenSegment};
+use crate::format::blob::BlobPtr;
+use crate::format::record::BlobKind;
+use crate::format::{catalog, label, segtable};
+use crate::index::{Delta, Event, LineView, PurgeCursor, Seen, Tree, TreeError, check, merge, purge};
+use crate::types::{BLOCK_BYTES, LineId, Pba, Seq};
+
+/// Segments that the next anchor names, in bytes: what an import has to read at most.
+const NAMED_BYTES: u64 = 192 << 20;
+/// At least so many.
+const NAMED_LEAST: usize = 6;
+/// Free segments that an anchor leaves for pages.
+const KEEP_FOR_PAGES: usize = 3;
+/// Leaves that one checkpoint looks at for versions that nobody needs.
+const PURGE_LEAVES: u32 = 512;
+
+impl Store {
+    /// What the hot path asked for.
+    pub(super) async fn checkpoint_in_background(self: Rc<Self>) {
+        // An error faults the pool, and whoever writes next is told.
+        let result = self.checkpoint(false).await;
+        if let Err(error) = result {
+            self.inner().fail_pool(&error.to_string());
+        }
+    }
+
+    /// Makes everything that completed before durable and found again at once. `clean`: nothing will follow.
+    pub(crate) async fn checkpoint(self: &Rc<Self>, clean: bool) -> Result<(), LvsError> {
+        let _pass = self.checkpoints.enter().await;
+        self.checkpointing.set(true);
+        self.inner().want_checkpoint = false;
+        let result = self.checkpoint_inside(clean).await;
+        self.checkpointing.set(false);
+        result
+    }
+
+    async fn checkpoint_inside(self: &Rc<Self>, clean: bool) -> Result<(), LvsError> {
+        let mark = self.inner().freeze()?;
+        let base = self.inner().frozen_base;
+        while self.inner().log.completed() < base {
+            self.inner().check_fault()?;
+            self.core.sleep(LOOK_AGAIN).await;
+        }
+        let writer = PageWriter::new(self.clone());
+        self.merge_frozen(&writer).await?;
+        self.purge_lines(&writer).await?;
+        let anchor = self.write_blobs(&writer, base, mark, clean).await?;
+        self.flush_all().await?;
+        self.write_anchor(&anchor).await?;
+        self.settle(&anchor).await;
+        Ok(())
+    }
+
+    /// Merges the frozen delta into the trees, line by line; the new trees count from the end of it on.
+    async fn merge_frozen(self: &Rc<Self>, writer: &PageWriter) -> Result<(), LvsError> {
+        let frozen = self.inner().frozen.clone();
+        let Some(frozen) = frozen else { return Ok(()) };
+        let mut trees = Vec::new();
+        let mut counts = Counts::default();
+        for id in frozen.lines().collect::<Vec<LineId>>() {
+            let Some(line) = self.inner().lines.get(id).cloned() else { continue };
+            let tree = Tree { line: id, root: line.root };
+            let merged = merge(writer, &tree, &frozen, view_of(&line), &[], |e| counts.add(id, e)).await;
+            trees.push(merged.map_err(|e| self.tree_error(e))?);
+        }
+        writer.finish().await?;
+        self.adopt(writer, trees, counts);
+        let mut inner = self.inner();
+        inner.thin_frozen = 0;
+        inner.frozen = None;
+        drop(inner);
+        if let Ok(mut spare) = Rc::try_unwrap(frozen) {
+            spare.clear();
+            self.inner().spare = Some(spare);
+        }
+        Ok(())
+    }
+
+    /// Gives back what nobody needs since a snapshot or a volume was deleted, some of it at each checkpoint.
+    async fn purge_lines(self: &Rc<Self>, writer: &PageWriter) -> Result<(), LvsError> {
+        let lines: Vec<Line> = self.inner().lines.iter().filter(|l| l.purge.is_some()).cloned().collect();
+        let mut left = PURGE_LEAVES;
+        for line in lines {
+            let Some(from) = line.purge.filter(|_| left > 0) else { continue };
+            let most = left;
+            left = 0;
+            let mut counts = Counts::default();
+            let tree = Tree { line: line.id, root: line.root };
+            let cursor = PurgeCursor::at(from);
+            let purged =
+                purge(writer, &tree, cursor, view_of(&line), Seq::ZERO, most, |e| counts.add(line.id, e))
+                    .await;
+            let (tree, next) = purged.map_err(|e| self.tree_error(e))?;
+            writer.finish().await?;
+            self.adopt(writer, vec![tree], counts);
+            let dead = {
+                let mut inner = self.inner();
+                let Some(now) = inner.lines.get_mut(line.id) else { continue };
+                // Another deletion meanwhile begins anew.
+                if now.purge == line.purge && now.snapshots.len() == line.snapshots.len() {
+                    now.purge = next.map(PurgeCursor::block);
+                }
+                next.is_none() && now.is_dead()
+            };
+            if dead {
+                self.bury(line.id, &tree).await?;
+            } else if next.is_some() {
+                self.inner().want_checkpoint = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// A line that nobody sees has only holes left: its pages go, and the line.
+    async fn bury(self: &Rc<Self>, id: LineId, tree: &Tree) -> Result<(), LvsError> {
+        let mut pages = Vec::new();
+        let reader = PageReader(self.clone());
+        let findings = check(&reader, tree, |seen| {
+            if let Seen::Page(page) = seen {
+                pages.push(page.ptr.pba);
+            }
+        });
+        if let Some(finding) = findings.await.first() {
+            return Err(self.inner().damaged(&finding.to_string()));
+        }
+        let mut inner = self.inner();
+        for pba in pages {
+            inner.space.drop_live(pba);
+        }
+        inner.lines.remove(id);
+        Ok(())
+    }
+
+    /// New trees count from now on.
+    fn adopt(&self, writer: &PageWriter, trees: Vec<Tree>, counts: Counts) {
+        writer.count_pages();
+        let mut inner = self.inner();
+        let inner = &mut *inner;
+        for tree in trees {
+            if let Some(line) = inner.lines.get_mut(tree.line) {
+                line.root = tree.root;
+            }
+        }
+        for (id, event) in counts.events {
+            let Some(line) = inner.lines.get_mut(id) else { continue };
+            match event {
+                Event::Added { birth, pba } => {
+                    let at = line.interval(birth);
+                    line.born[at] += 1;
+                    inner.space.add_live(pba);
+                }
+                Event::Dropped { birth, pba } => {
+                    let at = line.interval(birth);
+                    line.born[at] = line.born[at].saturating_sub(1);
+                    inner.space.drop_live(pba);
+                }
+                Event::Moved { from, to, .. } => {
+                    inner.space.drop_live(from);
+                    inner.space.add_live(to);
+                }
+                Event::Lapsed { .. } => {}
+            }
+        }
+        inner.count_used();
+    }
+
+    fn tree_error(&self, error: TreeError<LvsError>) -> LvsError {
+        match error {
+            TreeError::Page(error) => error,
+            other => self.inner().damaged(&other.to_string()),
+        }
+    }
+}
+
+/// What merges told of blocks, until their trees count.
+#[derive(Default)]
+struct Counts {
+    events: Vec<(LineId, Event)>,
+}
+
+impl Counts {
+    fn add(&mut self, line: LineId, event: Event) {
+        self.events.push((line, event));
+    }
+}
+
+fn open_segment(stream: &Stream) -> OpenSegment {
+    OpenSegment { segment: stream.segment, next_block: stream.offset, stream: segtable::Stream::Hot }
+}
+
+fn view_of(line: &Line) -> LineView<'_> {
+    LineView { snapshots: &line.snapshots, head: line.head, has_parent: line.parent.is_some() }
+}
+
+impl Store {
+    /// Writes catalogue, lines and segments, and composes the anchor that leads to them.
+    async fn write_blobs(
+        self: &Rc<Self>,
+        writer: &PageWriter,
+        base: Seq,
+        mark: Option<Stream>,
+        clean: bool,
+    ) -> Result<Anchor, LvsError> {
+        let (catalogue, lines, mut anchor) = {
+            let inner = self.inner();
+            let wrong = |source| LvsError::Encode { source };
+            let catalogue = inner
+                .catalogue
+                .dirty
+                .then(|| catalog::encode(&inner.catalogue.objects()))
+                .transpose()
+                .map_err(wrong)?;
+            let lines = inner.line_table().encode().map_err(wrong)?;
+            (catalogue, lines, inner.anchor.clone())
+        };
+        if let Some(bytes) = catalogue {
+            self.inner().catalogue.dirty = false;
+            anchor.catalogue = writer.blob(BlobKind::Catalogue, &bytes).await?;
+        }
+        anchor.lines = writer.blob(BlobKind::Lines, &lines).await?;
+        let names = {
+            let mut inner = self.inner();
+            let most = NAMED_LEAST.max((NAMED_BYTES / inner.segment_bytes()) as usize);
+            let names = inner.space.names_for_anchor(most, KEEP_FOR_PAGES);
+            inner.space.reserve_names(&names);
+            names
+        };
+        let table = self.inner().space.encode().map_err(|source| LvsError::Encode { source })?;
+        anchor.segments = writer.blob(BlobKind::Segments, &table).await?;
+        anchor.checkpoint += 1;
+        anchor.base = base;
+        anchor.clean = clean;
+        anchor.last = self.inner().log.last();
+        anchor.open = mark.iter().map(open_segment).collect();
+        anchor.next = self.inner().log.opened().iter().copied().chain(names).collect();
+        anchor.delta = BlobPtr::default();
+        Ok(anchor)
+    }
+
+    /// Writes the anchor's two copies to every device.
+    async fn write_anchor(&self, anchor: &Anchor) -> Result<(), LvsError> {
+        let bytes = anchor.encode().map_err(|source| LvsError::Encode { source })?;
+        for copy in 0..label::ANCHOR_BLOCKS.len() {
+            let count = self.inner().members.len();
+            for member in 0..count {
+                let at = label::anchor_block(copy, anchor.checkpoint);
+                let pba = Pba::new(member as u8, at).unwrap_or(Pba::NONE);
+                let mut buf = self.buffer().await;
+                buf[..bytes.len()].copy_from_slice(&bytes);
+                let len = (bytes.len() as u32).next_multiple_of(BLOCK_BYTES);
+                buf[bytes.len()..len as usize].fill(0);
+                let (descriptor, offset_bytes) = self.inner().device_of(pba)?;
+                let (result, _) = descriptor.write_at_durable(offset_bytes, len, buf).await;
+                self.wrote(pba, result)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The anchor is durable: what only older ones refer to becomes free, once no read points there any more.
+    async fn settle(&self, anchor: &Anchor) {
+        let old = {
+            let mut inner = self.inner();
+            let inner = &mut *inner;
+            inner.checkpoint = anchor.checkpoint;
+            inner.anchor = anchor.clone();
+            inner.space.names_durable(&anchor.next);
+            let blobs = [&anchor.catalogue, &anchor.lines, &anchor.segments, &anchor.delta];
+            let held: Vec<Pba> = blobs.into_iter().flat_map(|b| b.extents.iter().map(|e| e.pba)).collect();
+            inner.space.checkpoint_durable(anchor.base, &held);
+            let old = inner.phase;
+            inner.phase ^= 1;
+            old
+        };
+        while self.inner().reads[usize::from(old)] > 0 {
+            self.core.sleep(LOOK_AGAIN).await;
+        }
+        let mut inner = self.inner();
+        inner.space.reads_drained();
+        inner.publish();
+    }
+
+    /// After an import: a new opening begins, with what was found written down, so that it is never judged again.
+    pub(super) async fn begin_opening(self: &Rc<Self>) -> Result<(), LvsError> {
+        let writer = PageWriter::new(self.clone());
+        let (base, dump) = {
+            let mut inner = self.inner();
+            let inner = &mut *inner;
+            let opening = inner.anchor.opening + 1;
+            inner.anchor.opening = opening;
+            if !inner.anchor.clean {
+                inner.anchor.incarnation = *uuid::Uuid::new_v4().as_bytes();
+            }
+            let base = Seq::first_of(opening);
+            inner.log = super::log::Log::new(base);
+            inner.seal = super::seal::seal(&inner.uuid, &inner.anchor.salt, opening);
+            inner.hold_delta(base.next());
+            inner.space.collect_free();
+            inner.catalogue.dirty = true;
+            let mut dump = Vec::new();
+            inner.active.dump(&mut dump);
+            (base, dump)
+        };
+        self.inner().count_used();
+        let delta =
+            if dump.is_empty() { BlobPtr::default() } else { writer.blob(BlobKind::Delta, &dump).await? };
+        let mut anchor = self.write_blobs(&writer, base, None, false).await?;
+        anchor.delta = delta;
+        self.flush_all().await?;
+        self.write_anchor(&anchor).await?;
+        self.settle(&anchor).await;
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// The delta becomes frozen, a new one takes what comes. Returns where the log stood.
+    fn freeze(&mut self) -> Result<Option<Stream>, LvsError> {
+        self.check_fault()?;
+        self.frozen_base = self.log.last();
+        let mark = self.log.mark();
+        let fresh = self.spare.take().unwrap_or_else(|| Delta::with_capacity(DELTA_UPDATES, DELTA_RANGES));
+        self.frozen = Some(Rc::new(core::mem::replace(&mut self.active, fresh)));
+        self.thin_frozen = self.thin_pending.replace(0);
+        Ok(mark)
+    }
+}

@@ -1,0 +1,344 @@
+//! Changes of the catalogue: volumes, snapshots, clones. One at a time.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::SystemTime;
+
+use aio::DmaBuf;
+use uuid::Uuid;
+
+use super::{Inner, Store};
+use crate::LvsError;
+use crate::format::catalog::{Change, CloneOf, Object, SnapshotObject, VolumeObject};
+use crate::format::record::{CatalogueHeader, Stamp};
+use crate::info::{CreateSnapshot, CreateVolume, VolumeProperties};
+use crate::types::{BLOCK_BYTES, LineId, MAX_NAME_BYTES, MAX_VOLUME_BYTES, Pba, Seq};
+
+/// A number and a place in the log, taken for a record of the catalogue.
+struct Placed {
+    seq: Seq,
+    pba: Pba,
+    blocks: u32,
+    buf: DmaBuf,
+    header: CatalogueHeader,
+}
+
+impl Store {
+    /// Makes a volume.
+    pub(crate) async fn create_volume(self: &Rc<Self>, spec: CreateVolume) -> Result<VolumeObject, LvsError> {
+        let _pass = self.changes.enter().await;
+        check_name(&spec.name)?;
+        let block = u64::from(BLOCK_BYTES);
+        if spec.size_bytes == 0 || spec.size_bytes > MAX_VOLUME_BYTES {
+            return Err(LvsError::BadSize { size_bytes: spec.size_bytes });
+        }
+        let size_bytes = spec.size_bytes.next_multiple_of(block);
+        let volume = {
+            let inner = self.inner();
+            inner.check_new(spec.uuid, &spec.name)?;
+            let capacity_bytes = inner.space.capacity_bytes();
+            if size_bytes > capacity_bytes {
+                return Err(LvsError::TooLarge { pool: inner.name.clone(), size_bytes, capacity_bytes });
+            }
+            if !spec.thin {
+                inner.check_space(size_bytes / block)?;
+            }
+            inner.new_volume(&spec, size_bytes, None)
+        };
+        self.change(Change::Put(Box::new(Object::Volume(volume.clone())))).await?;
+        Ok(volume)
+    }
+
+    /// Makes a volume with the content of a snapshot.
+    pub(crate) async fn create_clone(
+        self: &Rc<Self>,
+        snapshot: Uuid,
+        spec: CreateVolume,
+    ) -> Result<VolumeObject, LvsError> {
+        let _pass = self.changes.enter().await;
+        check_name(&spec.name)?;
+        let volume = {
+            let inner = self.inner();
+            inner.check_new(spec.uuid, &spec.name)?;
+            let source = inner.snapshot(snapshot)?;
+            if source.discarded {
+                return Err(inner.not_found("snapshot", snapshot));
+            }
+            inner.new_volume(&CreateVolume { thin: true, ..spec }, source.size_bytes, Some(snapshot))
+        };
+        self.change(Change::Put(Box::new(Object::Volume(volume.clone())))).await?;
+        Ok(volume)
+    }
+
+    /// Removes a volume. Its snapshots stay. When it was the last clone of a discarded snapshot, that goes, too.
+    pub(crate) async fn destroy_volume(self: &Rc<Self>, uuid: Uuid) -> Result<(), LvsError> {
+        let _pass = self.changes.enter().await;
+        let source = self.inner().volume(uuid)?.clone_of.as_ref().map(|c| c.snapshot);
+        self.change(Change::Remove(uuid)).await?;
+        let orphan = source.filter(|&s| {
+            let inner = self.inner();
+            inner.catalogue.clones_of(s) == 0
+                && inner.catalogue.snapshots.get(&s).is_some_and(|s| s.discarded)
+        });
+        match orphan {
+            Some(snapshot) => self.change(Change::Remove(snapshot)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Changes the size, up or down.
+    pub(crate) async fn resize_volume(
+        self: &Rc<Self>,
+        uuid: Uuid,
+        size_bytes: u64,
+    ) -> Result<VolumeObject, LvsError> {
+        let _pass = self.changes.enter().await;
+        if size_bytes == 0 || size_bytes > MAX_VOLUME_BYTES {
+            return Err(LvsError::BadSize { size_bytes });
+        }
+        let block = u64::from(BLOCK_BYTES);
+        let size_bytes = size_bytes.next_multiple_of(block);
+        let (volume, cut) = {
+            let inner = self.inner();
+            let mut volume = inner.volume(uuid)?.clone();
+            if !volume.thin && size_bytes > volume.size_bytes {
+                inner.check_space((size_bytes - volume.size_bytes) / block)?;
+            }
+            let cut =
+                (size_bytes < volume.size_bytes).then_some((size_bytes / block, volume.size_bytes / block));
+            volume.size_bytes = size_bytes;
+            (volume, cut)
+        };
+        if let Some((first, end)) = cut {
+            // Before the size changes: what is cut off is zero when the volume grows again.
+            self.cut_off(volume.line, first, end - first).await?;
+        }
+        self.change(Change::Put(Box::new(Object::Volume(volume.clone())))).await?;
+        Ok(volume)
+    }
+
+    /// Stores what a volume carries for others.
+    pub(crate) async fn set_properties(
+        self: &Rc<Self>,
+        uuid: Uuid,
+        p: VolumeProperties,
+    ) -> Result<(), LvsError> {
+        let _pass = self.changes.enter().await;
+        let mut volume = self.inner().volume(uuid)?.clone();
+        volume.shared = p.shared.then(|| "nvmf".to_owned());
+        volume.allowed_hosts = p.allowed_hosts;
+        volume.entity_id = p.entity_id;
+        self.change(Change::Put(Box::new(Object::Volume(volume)))).await
+    }
+
+    /// Makes a snapshot of a volume: what completed before is in it, what was submitted after the call returned is not.
+    ///
+    /// The number is taken first, so that later writes keep what they overwrite; then everything before it completes and
+    /// becomes durable, and only then the record of the snapshot is written (H17). Writes go on all the time.
+    pub(crate) async fn create_snapshot(
+        self: &Rc<Self>,
+        volume: Uuid,
+        spec: CreateSnapshot,
+    ) -> Result<SnapshotObject, LvsError> {
+        let _pass = self.changes.enter().await;
+        check_name(&spec.name)?;
+        let mut object = {
+            let inner = self.inner();
+            inner.check_new(Some(spec.uuid), &spec.name)?;
+            let source = inner.volume(volume)?;
+            if !source.thin {
+                // H18: each of its blocks may have to be written a second time.
+                let head = inner.lines.get(source.line).map_or(0, super::lines::Line::head_blocks);
+                inner.check_space(head + inner.thin_bound())?;
+            }
+            SnapshotObject {
+                uuid: spec.uuid,
+                name: spec.name,
+                line: source.line,
+                epoch: Seq::ZERO,
+                size_bytes: source.size_bytes,
+                source: volume,
+                source_name: source.name.clone(),
+                txn_id: spec.txn_id,
+                entity_id: spec.entity_id,
+                parent_id: volume.to_string(),
+                created_unix_ns: unix_ns(spec.created),
+                discarded: false,
+                properties: BTreeMap::new(),
+                unknown: BTreeMap::new(),
+            }
+        };
+        let mut placed = self.place(&Change::Put(Box::new(Object::Snapshot(object.clone())))).await?;
+        object.epoch = placed.seq;
+        let change = Change::Put(Box::new(Object::Snapshot(object.clone())));
+        self.inner().apply_change(change.clone())?;
+        placed.header = CatalogueHeader::begin();
+        fill(&mut placed, &change)?;
+        loop {
+            {
+                let inner = self.inner();
+                inner.check_fault()?;
+                if inner.log.completed() >= Seq(placed.seq.0 - 1) {
+                    break;
+                }
+            }
+            self.core.sleep(super::LOOK_AGAIN).await;
+        }
+        self.flush_all().await?;
+        self.write_placed(placed).await?;
+        Ok(object)
+    }
+
+    /// Removes a snapshot; one with clones is only marked, and goes with the last of them.
+    pub(crate) async fn destroy_snapshot(self: &Rc<Self>, uuid: Uuid) -> Result<(), LvsError> {
+        let _pass = self.changes.enter().await;
+        let change = {
+            let inner = self.inner();
+            let mut snapshot = inner.snapshot(uuid)?.clone();
+            if inner.catalogue.clones_of(uuid) > 0 {
+                snapshot.discarded = true;
+                Change::Put(Box::new(Object::Snapshot(snapshot)))
+            } else {
+                Change::Remove(uuid)
+            }
+        };
+        self.change(change).await
+    }
+
+    /// Makes a change durable, and then real.
+    async fn change(self: &Rc<Self>, change: Change) -> Result<(), LvsError> {
+        let mut placed = self.place(&change).await?;
+        fill(&mut placed, &change)?;
+        // What it depends on: an object that an earlier record made.
+        self.flush_all().await?;
+        self.write_placed(placed).await?;
+        self.inner().apply_change(change)
+    }
+
+    /// Takes a number and a place for a record that will hold `change`, or one of the same length.
+    async fn place(self: &Rc<Self>, change: &Change) -> Result<Placed, LvsError> {
+        let buf = self.buffer().await;
+        let mut placed =
+            Placed { seq: Seq::ZERO, pba: Pba::NONE, blocks: 0, buf, header: CatalogueHeader::begin() };
+        fill(&mut placed, change)?;
+        // A number that is filled in later may take a digit more.
+        let blocks = placed.header.header_blocks() as u32 + 1;
+        for attempt in 0..3 {
+            {
+                let mut inner = self.inner();
+                inner.check_fault()?;
+                let inner = &mut *inner;
+                if inner.log.make_room(blocks, &mut inner.space) {
+                    placed.seq = inner.log.number();
+                    placed.pba = inner.log.place(placed.seq, blocks, &mut inner.space).unwrap_or(Pba::NONE);
+                    placed.blocks = blocks;
+                    placed.header = CatalogueHeader::begin();
+                    return Ok(placed);
+                }
+            }
+            debug_assert!(attempt < 2, "a checkpoint names segments");
+            self.checkpoint(false).await?;
+        }
+        Err(self.inner().out_of_segments())
+    }
+
+    /// Writes a record of the catalogue so that it is durable when this resolves.
+    async fn write_placed(&self, mut placed: Placed) -> Result<(), LvsError> {
+        let (descriptor, offset_bytes) = {
+            let inner = self.inner();
+            let durable = Seq(inner.log.durable().0.min(placed.seq.0));
+            let stamp = Stamp { seq: placed.seq, durable, checkpoint: inner.checkpoint };
+            placed.header.finish(&mut placed.buf, &stamp, &inner.seal, placed.pba);
+            inner.device_of(placed.pba)?
+        };
+        let len = placed.header.header_blocks() as u32 * BLOCK_BYTES;
+        let (result, _) = descriptor.write_at_durable(offset_bytes, len, placed.buf).await;
+        self.wrote(placed.pba, result)?;
+        let mut inner = self.inner();
+        inner.record_complete(placed.seq);
+        Ok(())
+    }
+}
+
+fn fill(placed: &mut Placed, change: &Change) -> Result<(), LvsError> {
+    let bytes = change.encode().map_err(|source| LvsError::Encode { source })?;
+    let pushed = placed.header.push(&mut placed.buf, &bytes);
+    debug_assert!(pushed.is_ok(), "an encoded change fits a record");
+    Ok(())
+}
+
+/// True names: of pools, volumes, snapshots.
+pub(crate) fn check_name(name: &str) -> Result<(), LvsError> {
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
+        return Err(LvsError::BadName { name: name.chars().take(80).collect() });
+    }
+    Ok(())
+}
+
+impl Inner {
+    fn check_new(&self, uuid: Option<Uuid>, name: &str) -> Result<(), LvsError> {
+        let exists = |what, name: String| Err(LvsError::Exists { what, name, pool: self.name.clone() });
+        for v in self.catalogue.volumes.values() {
+            if Some(v.uuid) == uuid || v.name == name {
+                return exists("volume", v.name.clone());
+            }
+        }
+        for s in self.catalogue.snapshots.values() {
+            if Some(s.uuid) == uuid || s.name == name {
+                return exists("snapshot", s.name.clone());
+            }
+        }
+        Ok(())
+    }
+
+    fn new_volume(&self, spec: &CreateVolume, size_bytes: u64, clone_of: Option<Uuid>) -> VolumeObject {
+        VolumeObject {
+            uuid: spec.uuid.unwrap_or_else(Uuid::new_v4),
+            name: spec.name.clone(),
+            line: LineId(self.catalogue.next_line),
+            size_bytes,
+            block_bytes: self.block_bytes(),
+            thin: spec.thin,
+            created_unix_ns: unix_ns(SystemTime::now()),
+            shared: None,
+            allowed_hosts: Vec::new(),
+            entity_id: spec.entity_id.clone(),
+            clone_of: clone_of
+                .map(|snapshot| CloneOf { snapshot, created_unix_ns: unix_ns(SystemTime::now()) }),
+            properties: BTreeMap::new(),
+            unknown: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn volume(&self, uuid: Uuid) -> Result<&VolumeObject, LvsError> {
+        self.catalogue.volumes.get(&uuid).ok_or_else(|| self.not_found("volume", uuid))
+    }
+
+    pub(crate) fn snapshot(&self, uuid: Uuid) -> Result<&SnapshotObject, LvsError> {
+        self.catalogue.snapshots.get(&uuid).ok_or_else(|| self.not_found("snapshot", uuid))
+    }
+
+    fn not_found(&self, what: &'static str, uuid: Uuid) -> LvsError {
+        LvsError::NotFound { what, name: uuid.to_string(), pool: self.name.clone() }
+    }
+
+    /// Is there room to reserve so many blocks?
+    fn check_space(&self, blocks: u64) -> Result<(), LvsError> {
+        let free = self.space.capacity_blocks().saturating_sub(self.used_blocks + self.thin_bound());
+        if blocks > free {
+            let bytes = |b: u64| b * u64::from(BLOCK_BYTES);
+            return Err(LvsError::NoSpace {
+                pool: self.name.clone(),
+                free_bytes: bytes(free),
+                needed_bytes: bytes(blocks),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Nanoseconds since 1970.
+fn unix_ns(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,233 @@
+//! What the control side is told, and small questions that all parts ask.
+
+use core::time::Duration;
+use std::time::SystemTime;
+
+use aio::{Descriptor, Geometry};
+use uuid::Uuid;
+
+use super::Inner;
+use super::write::MAX_PAYLOAD_BLOCKS;
+use crate::LvsError;
+use crate::format::catalog::{Change, SnapshotObject, VolumeObject};
+use crate::info::{PoolInfo, SnapshotInfo, VolumeInfo, VolumeProperties};
+use crate::types::{BLOCK_BYTES, MAX_VOLUME_BYTES, Pba, Seq};
+use crate::volume::CHANNEL_DEPTH;
+
+/// The longest I/O of a volume, in 4 KiB blocks; with edges and header it fits a record.
+const MAX_IO_BLOCKS: u32 = MAX_PAYLOAD_BLOCKS - 7;
+
+const _: () = assert!(MAX_VOLUME_BYTES / 4096 < 1 << 40);
+
+impl Inner {
+    /// An error once the pool takes no writes any more.
+    pub(super) fn check_fault(&self) -> Result<(), LvsError> {
+        match &self.fault {
+            Some(fault) => Err(LvsError::Faulted { pool: self.name.clone(), fault: fault.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// No segment is left for what keeps the pool alive.
+    pub(super) fn out_of_segments(&self) -> LvsError {
+        let segment_bytes = self.segment_bytes();
+        LvsError::NoSpace { pool: self.name.clone(), free_bytes: 0, needed_bytes: segment_bytes }
+    }
+
+    pub(super) fn damaged(&self, what: &str) -> LvsError {
+        LvsError::Damaged { pool: self.name.clone(), what: what.to_owned() }
+    }
+
+    /// The device that holds `pba`, and where on it.
+    pub(super) fn device_of(&self, pba: Pba) -> Result<(Descriptor, u64), LvsError> {
+        let member = self.members.get(usize::from(pba.member())).filter(|_| !pba.is_none());
+        let member = member.ok_or_else(|| self.damaged("an address names no disk of the pool"))?;
+        Ok((member.descriptor.clone(), pba.block() * u64::from(BLOCK_BYTES)))
+    }
+
+    pub(super) fn disk_name(&self, pba: Pba) -> String {
+        self.members.get(usize::from(pba.member())).map_or_else(String::new, |m| m.device.name().to_owned())
+    }
+
+    /// Something was written there that the next flush has to cover.
+    pub(super) fn dirty(&mut self, pba: Pba) {
+        if let Some(m) = self.members.get_mut(usize::from(pba.member())) {
+            m.dirty = true;
+        }
+    }
+
+    /// The devices to flush, and what that makes durable.
+    pub(super) fn begin_slow_flush(&mut self) -> (Seq, Vec<Descriptor>) {
+        let covers = self.log.completed();
+        let dirty = self.members.iter_mut().filter(|m| m.volatile && m.dirty);
+        let list = dirty.map(|m| {
+            m.dirty = false;
+            m.descriptor.clone()
+        });
+        (covers, list.collect())
+    }
+
+    /// A record that slow work wrote is complete.
+    pub(super) fn record_complete(&mut self, seq: Seq) {
+        self.log.complete(seq);
+        if !self.any_volatile() {
+            self.log.durable_to(self.log.completed());
+        }
+    }
+
+    pub(super) fn apply_change(&mut self, change: Change) -> Result<(), LvsError> {
+        let applied = self.catalogue.apply(change, &mut self.lines);
+        self.count_used();
+        applied.map_err(|c| self.damaged(c.0))
+    }
+
+    /// The table of lines.
+    pub(super) fn line_table(&self) -> crate::format::lines::Lines {
+        self.lines.table(self.catalogue.next_line)
+    }
+
+    /// Block size of the disks, which is that of the volumes.
+    pub(crate) fn block_bytes(&self) -> u32 {
+        self.members.first().map_or(BLOCK_BYTES, |m| m.geometry.block_bytes)
+    }
+
+    pub(crate) fn segment_bytes(&self) -> u64 {
+        u64::from(self.space.segment_blocks()) * u64::from(BLOCK_BYTES)
+    }
+
+    pub(crate) fn incarnation(&self) -> u128 {
+        u128::from_le_bytes(self.anchor.incarnation)
+    }
+
+    /// Shape of the volumes.
+    pub(crate) fn volume_geometry(&self) -> Geometry {
+        let all = || self.members.iter().map(|m| &m.geometry);
+        let per_block = BLOCK_BYTES / self.block_bytes();
+        Geometry {
+            block_bytes: self.block_bytes(),
+            meta_bytes: 0,
+            buf_align: all().map(|g| g.buf_align).max().unwrap_or(1),
+            sg_elem_align: all().map(|g| g.sg_elem_align).max().unwrap_or(1),
+            max_sg: all().map(|g| g.max_sg).min().unwrap_or(64).saturating_sub(4).max(1),
+            max_blocks: MAX_IO_BLOCKS * per_block,
+            boundary_blocks: 0,
+            atomic_blocks: per_block,
+            compare_write_blocks: 0,
+            queue_depth: CHANNEL_DEPTH,
+        }
+    }
+
+    /// Data blocks in the deltas that merges may find to be new.
+    pub(super) fn thin_bound(&self) -> u64 {
+        self.thin_pending.get() + self.thin_frozen
+    }
+
+    /// After lines changed.
+    pub(super) fn count_used(&mut self) {
+        self.used_blocks = self.lines.iter().map(super::lines::Line::used_blocks).sum();
+    }
+
+    /// Segments that hold what only the delta refers to stay: their newest record is at least `seq`.
+    pub(super) fn hold_delta(&mut self, seq: Seq) {
+        for line in self.active.lines().collect::<Vec<_>>() {
+            for update in self.active.points_from(line, crate::types::BlockNo(0)) {
+                let pba = match update.change {
+                    crate::index::Change::Place(crate::types::Place::Data { pba, .. }) => pba,
+                    crate::index::Change::Moved { to, .. } => to,
+                    crate::index::Change::Place(crate::types::Place::Hole) => continue,
+                };
+                if let Some(id) = self.space.segment_of(pba) {
+                    self.space.hold(id, seq);
+                }
+            }
+        }
+    }
+
+    /// The pool in figures.
+    pub(crate) fn info(&self) -> PoolInfo {
+        let bytes = |blocks: u64| blocks * u64::from(BLOCK_BYTES);
+        let raw = |m: &super::member::Member| m.device.size().0 * u64::from(m.geometry.block_bytes);
+        PoolInfo {
+            name: self.name.clone(),
+            uuid: self.uuid,
+            disks: self.members.iter().map(|m| m.device.name().to_owned()).collect(),
+            fault: self.fault.clone(),
+            capacity_bytes: self.space.capacity_bytes(),
+            used_bytes: bytes(self.used_blocks + self.thin_bound()).min(self.space.capacity_bytes()),
+            committed_bytes: self.catalogue.volumes.values().map(|v| v.size_bytes).sum(),
+            raw_bytes: self.members.iter().map(raw).sum(),
+            block_bytes: self.block_bytes(),
+            segment_bytes: self.segment_bytes(),
+            segments: (self.space.total(), self.space.available()),
+            map_pages: 0,
+        }
+    }
+
+    pub(crate) fn volume_infos(&self) -> Result<Vec<VolumeInfo>, LvsError> {
+        Ok(self.catalogue.volumes.values().map(|v| self.describe_volume(v)).collect())
+    }
+
+    pub(crate) fn volume_info(&self, uuid: Uuid) -> Result<VolumeInfo, LvsError> {
+        self.volume(uuid).map(|v| self.describe_volume(v))
+    }
+
+    fn describe_volume(&self, v: &VolumeObject) -> VolumeInfo {
+        let bytes = |blocks: u64| blocks * u64::from(BLOCK_BYTES);
+        let line = self.lines.get(v.line);
+        let head = line.map_or(0, super::lines::Line::head_blocks);
+        let allocated = head.max(line.map_or(0, |l| l.reserved_blocks));
+        VolumeInfo {
+            uuid: v.uuid,
+            name: v.name.clone(),
+            size_bytes: v.size_bytes,
+            block_bytes: v.block_bytes,
+            thin: v.thin,
+            allocated_bytes: bytes(allocated),
+            snapshots_bytes: bytes(line.map_or(0, |l| l.live_blocks() - head)),
+            snapshots: self.catalogue.snapshots.values().filter(|s| s.line == v.line).count() as u32,
+            clone_of: v.clone_of.as_ref().map(|c| c.snapshot),
+            created: time_of(v.created_unix_ns),
+            properties: VolumeProperties {
+                shared: v.shared.is_some(),
+                allowed_hosts: v.allowed_hosts.clone(),
+                entity_id: v.entity_id.clone(),
+            },
+        }
+    }
+
+    pub(crate) fn snapshot_infos(&self) -> Result<Vec<SnapshotInfo>, LvsError> {
+        Ok(self.catalogue.snapshots.values().map(|s| self.describe_snapshot(s)).collect())
+    }
+
+    pub(crate) fn snapshot_info(&self, uuid: Uuid) -> Result<SnapshotInfo, LvsError> {
+        self.snapshot(uuid).map(|s| self.describe_snapshot(s))
+    }
+
+    fn describe_snapshot(&self, s: &SnapshotObject) -> SnapshotInfo {
+        let bytes = |blocks: u64| blocks * u64::from(BLOCK_BYTES);
+        let line = self.lines.get(s.line);
+        let at = line.and_then(|l| l.snapshots.iter().position(|&e| e == s.epoch));
+        let (own, older) = match (line, at) {
+            (Some(l), Some(at)) => (l.born[at], l.born[..at].iter().sum()),
+            _ => (0, 0),
+        };
+        SnapshotInfo {
+            name: s.name.clone(),
+            uuid: s.uuid,
+            txn_id: s.txn_id.clone(),
+            entity_id: s.entity_id.clone(),
+            created: time_of(s.created_unix_ns),
+            source: self.catalogue.volumes.contains_key(&s.source).then_some(s.source),
+            source_name: s.source_name.clone(),
+            size_bytes: s.size_bytes,
+            allocated_bytes: bytes(own),
+            ancestors_bytes: bytes(older),
+            clones: self.catalogue.clones_of(s.uuid) as u32,
+            discarded: s.discarded,
+        }
+    }
+}
+
+fn time_of(unix_ns: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_nanos(unix_ns)
+}

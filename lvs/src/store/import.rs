@@ -1,0 +1,326 @@
+//! Opening a pool that exists: newest anchor, tables, and the records after it (`FORMAT.md` section 7).
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use aio::{BlockDevice, Core};
+use nvme::digest::crc32c;
+
+use super::catalogue::Catalogue;
+use super::create::{Parts, assemble, open_members};
+use super::lines::{Line, Lines};
+use super::member::Member;
+use super::seal::seal;
+use super::space::{Segment, Space, State};
+use super::superblock::{in_order, labels, newest_anchor};
+use super::{DELTA_RANGES, DELTA_UPDATES, Store};
+use crate::LvsError;
+use crate::format::anchor::Anchor;
+use crate::format::blob::BlobPtr;
+use crate::format::catalog::Change;
+use crate::format::label::Label;
+use crate::format::record::{DataEntry, HeaderSeal, Kind, Record, header_blocks};
+use crate::format::{self, FormatError, catalog};
+use crate::index::{Delta, HoleRange};
+use crate::info::ImportPool;
+use crate::types::{BLOCK_BYTES, BlockNo, Pba, Place, Seq, Version};
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+
+/// A record found in the tail: its header, and where its payload begins.
+struct Found {
+    header: Vec<u8>,
+    pba: Pba,
+    durable: Seq,
+}
+
+/// The records of the tail, by number.
+type Tail = BTreeMap<Seq, Found>;
+
+/// Collects the headers in `bytes`, which are the blocks from `from` on of a segment that ends before `end`. What the
+/// anchor covers already is left out.
+fn collect(bytes: &[u8], from: Pba, seal: &HeaderSeal, base: Seq, tail: &mut Tail) {
+    for (i, block) in bytes.chunks_exact(BLOCK).enumerate() {
+        if !seal.may_begin(block) {
+            continue;
+        }
+        let Some(blocks) = header_blocks(block) else { continue };
+        let Some(header) = bytes.get(i * BLOCK..(i + blocks) * BLOCK) else { continue };
+        let pba = from.plus(i as u64);
+        let Ok(record) = Record::parse(header, pba, seal) else { continue };
+        let stamp = record.stamp();
+        if record.kind() != Kind::Pages && stamp.seq > base {
+            tail.insert(stamp.seq, Found { header: header.to_vec(), pba, durable: stamp.durable });
+        }
+    }
+}
+
+/// The highest number that the tail, or the anchor, says is durable; an error when one up to there is missing.
+fn durable_end(tail: &Tail, base: Seq) -> Result<Seq, Seq> {
+    let durable = tail.values().map(|f| f.durable).max().unwrap_or(base).max(base);
+    let mut expected = base.next();
+    for &seq in tail.keys().take_while(|&&s| s <= durable) {
+        if seq != expected {
+            return Err(expected);
+        }
+        expected = seq.next();
+    }
+    if expected <= durable { Err(expected) } else { Ok(durable) }
+}
+
+impl Store {
+    /// Opens the pool that is on `devices`.
+    pub(crate) async fn import(
+        core: &Core,
+        devices: Vec<Arc<dyn BlockDevice>>,
+        spec: ImportPool,
+    ) -> Result<Rc<Self>, LvsError> {
+        let disk = devices.first().map_or_else(String::new, |d| d.name().to_owned());
+        let mut members = open_members(spec.name.as_deref().unwrap_or_default(), devices).await?;
+        let label = labels(&mut members, &disk).await?;
+        if spec.name.as_ref().is_some_and(|n| *n != label.name) || spec.uuid.is_some_and(|u| u != label.pool)
+        {
+            let wanted = spec.name.or_else(|| spec.uuid.map(|u| u.to_string())).unwrap_or_default();
+            let (found_name, found_uuid) = (label.name, label.pool);
+            return Err(LvsError::OtherPool { disk, found_name, found_uuid, wanted });
+        }
+        if super::open_stores::get(label.pool).is_some() {
+            return Err(LvsError::Exists { what: "pool", name: label.name.clone(), pool: label.name });
+        }
+        let damaged = |what: String| LvsError::Damaged { pool: label.name.clone(), what };
+        let anchor = newest_anchor(&members, &label).await?;
+        let members = in_order(members, &anchor, &label)?;
+        let store = Self::load(core, &label, members, anchor).await?;
+        store.replay(&damaged).await?;
+        store.begin_opening().await?;
+        store.open_for_use();
+        Ok(store)
+    }
+
+    /// A store with what the anchor leads to, as of its checkpoint.
+    async fn load(
+        core: &Core,
+        label: &Label,
+        members: Vec<Member>,
+        anchor: Anchor,
+    ) -> Result<Rc<Self>, LvsError> {
+        let damaged = |what: String| LvsError::Damaged { pool: label.name.clone(), what };
+        let mut space = Space::new(label.segment_blocks);
+        for m in &anchor.members {
+            space.add_member(vec![Segment::FREE; m.segments as usize]);
+        }
+        let parts = Parts {
+            name: label.name.clone(),
+            uuid: label.pool,
+            members,
+            last: anchor.base,
+            space,
+            lines: Lines::default(),
+            catalogue: Catalogue::default(),
+            delta: Delta::with_capacity(DELTA_UPDATES, DELTA_RANGES),
+            anchor,
+        };
+        let store = assemble(core, parts)?;
+        let anchor = store.inner().anchor.clone();
+        let blob = |ptr: &BlobPtr| {
+            let (store, ptr) = (store.clone(), ptr.clone());
+            async move { if ptr.is_empty() { Ok(None) } else { store.read_blob(&ptr).await.map(Some) } }
+        };
+        let wrong = |e: FormatError| damaged(e.to_string());
+        let lines = blob(&anchor.lines)
+            .await?
+            .map(|b| format::lines::Lines::decode(&b))
+            .transpose()
+            .map_err(wrong)?;
+        let objects =
+            blob(&anchor.catalogue).await?.map(|b| catalog::decode(&b)).transpose().map_err(wrong)?;
+        let table = blob(&anchor.segments).await?;
+        let dump = blob(&anchor.delta).await?;
+        {
+            let mut inner = store.inner();
+            let inner = &mut *inner;
+            let lines = lines.unwrap_or_default();
+            inner.catalogue.next_line = lines.next_id;
+            for line in lines.lines {
+                inner.lines.put(Line::load(line));
+            }
+            let loaded = inner.catalogue.load(objects.unwrap_or_default(), &mut inner.lines);
+            loaded.map_err(|c| damaged(c.0.to_owned()))?;
+            if let Some(table) = table {
+                inner.space.restore(&table).map_err(wrong)?;
+            }
+            if let Some(dump) = dump {
+                inner.active.restore(&dump).map_err(|e| damaged(e.to_string()))?;
+            }
+        }
+        Ok(store)
+    }
+
+    /// Finds the records after the anchor and applies them.
+    async fn replay(self: &Rc<Self>, damaged: &impl Fn(String) -> LvsError) -> Result<(), LvsError> {
+        let (anchor, uuid, segment_blocks) = {
+            let inner = self.inner();
+            (inner.anchor.clone(), inner.uuid, inner.space.segment_blocks())
+        };
+        let seal = seal(&uuid, &anchor.salt, anchor.opening);
+        let mut tail = Tail::new();
+        let streams = anchor.open.iter().map(|s| (s.segment, s.next_block));
+        for (segment, offset) in streams.chain(anchor.next.iter().map(|&s| (s, 0))) {
+            let first = self.inner().space.first_block(segment);
+            self.collect_segment(first, offset, segment_blocks, &seal, anchor.base, &mut tail).await?;
+        }
+        let durable = durable_end(&tail, anchor.base).map_err(|missing| {
+            damaged(format!("record {} of the log, which was durable, is missing or unreadable", missing.0))
+        })?;
+        for (&seq, found) in &tail {
+            self.replay_record(seq, found, &seal, seq > durable, damaged).await?;
+        }
+        let mut inner = self.inner();
+        let segments: Vec<_> =
+            tail.iter().map(|(&seq, found)| (seq, inner.space.segment_of(found.pba))).collect();
+        for (seq, segment) in segments {
+            if let Some(id) = segment {
+                inner.space.wrote(id, seq);
+                inner.space.close(id, State::Log);
+            }
+        }
+        for stream in &anchor.open {
+            inner.space.close(stream.segment, State::Log);
+        }
+        Ok(())
+    }
+
+    /// Collects the headers of a segment from block `offset` on.
+    async fn collect_segment(
+        &self,
+        first: Pba,
+        offset: u32,
+        segment_blocks: u32,
+        seal: &HeaderSeal,
+        base: Seq,
+        tail: &mut Tail,
+    ) -> Result<(), LvsError> {
+        let mut bytes = Vec::with_capacity((segment_blocks.saturating_sub(offset)) as usize * BLOCK);
+        let mut at = offset;
+        while at < segment_blocks {
+            let count = (segment_blocks - at).min(super::pages::SLOW_BUFFER_BYTES / BLOCK_BYTES);
+            let buf = self.read_blocks(first.plus(u64::from(at)), count).await?;
+            bytes.extend_from_slice(&buf[..count as usize * BLOCK]);
+            at += count;
+        }
+        collect(&bytes, first.plus(u64::from(offset)), seal, base, tail);
+        Ok(())
+    }
+
+    /// Applies a record. `verify`: it may be torn, so each block has to prove itself.
+    async fn replay_record(
+        self: &Rc<Self>,
+        seq: Seq,
+        found: &Found,
+        seal: &HeaderSeal,
+        verify: bool,
+        damaged: &impl Fn(String) -> LvsError,
+    ) -> Result<(), LvsError> {
+        let Ok(record) = Record::parse(&found.header, found.pba, seal) else { return Ok(()) };
+        let payload = found.pba.plus(record.header_blocks() as u64);
+        let good = if verify { self.good_blocks(&record, payload).await? } else { Vec::new() };
+        let is_good = |i: u32| !verify || good.get(i as usize) == Some(&true);
+        let mut inner = self.inner();
+        let inner = &mut *inner;
+        let full = || damaged("the log holds more than one checkpoint's worth of updates".to_owned());
+        match record.kind() {
+            Kind::Data => {
+                for entry in record.data() {
+                    match entry {
+                        DataEntry::Extent { line, block, payload_block, crcs } => {
+                            let Some(line) = inner.lines.get(line) else { continue };
+                            for (i, crc) in crcs.enumerate() {
+                                let at = payload_block + i as u32;
+                                if !is_good(at) {
+                                    continue;
+                                }
+                                let place = Place::Data { pba: payload.plus(u64::from(at)), crc };
+                                let version = Version { birth: seq, place };
+                                let block = BlockNo(block.0 + i as u64);
+                                if !inner.active.put(line.id, block, version, &line.snapshots, |_| {}) {
+                                    return Err(full());
+                                }
+                            }
+                        }
+                        DataEntry::Hole { line, block, count } => {
+                            let Some(line) = inner.lines.get(line) else { continue };
+                            let range = HoleRange { line: line.id, first: block, count, birth: seq };
+                            if !inner.active.put_hole_range(range, &line.snapshots, |_| {}) {
+                                return Err(full());
+                            }
+                        }
+                    }
+                }
+            }
+            Kind::Relocate => {
+                for (i, moved) in record.relocations().enumerate() {
+                    if is_good(i as u32) {
+                        let to = payload.plus(i as u64);
+                        let _ = inner.active.relocate(moved.line, moved.block, moved.birth, moved.from, to);
+                    }
+                }
+            }
+            Kind::Catalogue => {
+                let changes = Change::decode_all(record.catalogue(), record.entries());
+                for change in changes.map_err(|e| damaged(e.to_string()))? {
+                    let applied = inner.catalogue.apply(change, &mut inner.lines);
+                    applied.map_err(|c| damaged(c.0.to_owned()))?;
+                }
+            }
+            Kind::Note | Kind::Pages => {}
+        }
+        Ok(())
+    }
+
+    /// Which payload blocks have the checksum that the header says.
+    async fn good_blocks(&self, record: &Record<'_>, payload: Pba) -> Result<Vec<bool>, LvsError> {
+        let mut crcs: Vec<u32> = Vec::new();
+        for entry in record.data() {
+            if let DataEntry::Extent { crcs: of, .. } = entry {
+                crcs.extend(of);
+            }
+        }
+        crcs.extend(record.relocations().map(|r| r.crc));
+        let mut good = Vec::with_capacity(crcs.len());
+        for (i, piece) in crcs.chunks((super::pages::SLOW_BUFFER_BYTES / BLOCK_BYTES) as usize).enumerate() {
+            let at = payload.plus(i as u64 * u64::from(super::pages::SLOW_BUFFER_BYTES / BLOCK_BYTES));
+            match self.read_blocks(at, piece.len() as u32).await {
+                Ok(buf) => {
+                    good.extend(
+                        piece.iter().zip(buf.chunks_exact(BLOCK)).map(|(crc, bytes)| crc32c(bytes) == *crc),
+                    );
+                }
+                // A torn write may leave blocks that cannot be read.
+                Err(LvsError::Io { .. }) => good.extend(piece.iter().map(|_| false)),
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(good)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tail(of: &[(u64, u64)]) -> Tail {
+        let found = |durable| Found { header: Vec::new(), pba: Pba::NONE, durable: Seq(durable) };
+        of.iter().map(|&(seq, durable)| (Seq(seq), found(durable))).collect()
+    }
+
+    /// H5: recovery past holes. What was durable has to be there; what was not may be missing in any combination.
+    #[test]
+    fn h5_holes_are_corruption_below_the_durable_end_and_normal_above() {
+        assert_eq!(durable_end(&tail(&[]), Seq(9)), Ok(Seq(9)));
+        assert_eq!(durable_end(&tail(&[(10, 9), (12, 9), (15, 10)]), Seq(9)), Ok(Seq(10)));
+        assert_eq!(durable_end(&tail(&[(10, 9), (12, 11)]), Seq(9)), Err(Seq(11)));
+        assert_eq!(durable_end(&tail(&[(11, 10)]), Seq(9)), Err(Seq(10)));
+        assert_eq!(durable_end(&tail(&[(12, 11)]), Seq(9)), Err(Seq(10)));
+    }
+}

@@ -1,0 +1,132 @@
+//! The end of a store, and its growth.
+
+use std::rc::Rc;
+
+use super::{LOOK_AGAIN, Store, StorePoller, Target, open_stores};
+use crate::LvsError;
+use crate::format::label;
+use crate::types::{BLOCK_BYTES, LineId, Pba, Seq};
+
+impl Store {
+    /// The store serves from now on.
+    pub(super) fn open_for_use(self: &Rc<Self>) {
+        open_stores::add(self.inner().uuid, self.clone());
+        self.core.add_poller(Rc::new(std::cell::RefCell::new(StorePoller(self.clone()))));
+    }
+
+    /// Makes everything durable and closes: the next import finds the pool clean. Volumes are out of use already.
+    pub(crate) async fn export(self: &Rc<Self>) -> Result<(), LvsError> {
+        let _pass = self.changes.enter().await;
+        self.settle_io().await;
+        // A pool that failed is closed as it is: the next import finds what its disks have.
+        let clean = self.checkpoint_cleanly().await;
+        self.close().await;
+        clean
+    }
+
+    async fn checkpoint_cleanly(self: &Rc<Self>) -> Result<(), LvsError> {
+        // The first merges what there is, the second finds nothing newer.
+        self.checkpoint(false).await?;
+        self.checkpoint(true).await
+    }
+
+    /// Closes and erases the labels and anchors.
+    pub(crate) async fn destroy(self: &Rc<Self>) -> Result<(), LvsError> {
+        let _pass = self.changes.enter().await;
+        self.settle_io().await;
+        let erased = self.erase_superblocks().await;
+        self.close().await;
+        erased
+    }
+
+    /// Waits until nothing is in flight.
+    async fn settle_io(&self) {
+        while self.inner().has_io() {
+            self.inner().publish();
+            self.core.sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    async fn close(&self) {
+        open_stores::remove(self.inner().uuid);
+        // Background work ends before the devices do.
+        let _no_more = self.checkpoints.enter().await;
+        while self.feeding.get() {
+            self.core.sleep(LOOK_AGAIN).await;
+        }
+        self.closed.set(true);
+        let members = core::mem::take(&mut self.inner().members);
+        for member in members {
+            drop(member.channel);
+            member.descriptor.close().await;
+        }
+    }
+
+    /// Makes use of devices that became larger: their new segments count after a checkpoint.
+    pub(crate) async fn grow(self: &Rc<Self>) -> Result<(), LvsError> {
+        let _pass = self.changes.enter().await;
+        {
+            let mut inner = self.inner();
+            let inner = &mut *inner;
+            inner.check_fault()?;
+            for (index, member) in inner.members.iter().enumerate() {
+                let rescanned = member.device.rescan();
+                let pool = inner.name.clone();
+                rescanned.map_err(|source| LvsError::Device { pool, source })?;
+                let segments = label::segments_of(member.len_blocks(), inner.space.segment_blocks());
+                inner.space.grow_member(index as u8, segments);
+            }
+        }
+        self.checkpoint(false).await
+    }
+
+    /// Makes the blocks `[first, first + count)` of a line a hole, durably.
+    pub(super) async fn cut_off(
+        self: &Rc<Self>,
+        line: LineId,
+        first: u64,
+        count: u64,
+    ) -> Result<(), LvsError> {
+        let queue = {
+            let mut inner = self.inner();
+            let queue = inner.open_queue(1);
+            let target = Target { line, view: Seq::MAX, block_bytes: BLOCK_BYTES };
+            inner.cut_off(queue, &target, first, count);
+            inner.publish();
+            queue
+        };
+        let status = loop {
+            self.look_after();
+            {
+                let mut inner = self.inner();
+                inner.progress();
+                inner.publish();
+                if let Some(done) = inner.queue(queue).done.pop_front() {
+                    inner.close_queue(queue);
+                    break done.status;
+                }
+            }
+            self.core.sleep(LOOK_AGAIN).await;
+        };
+        if status != aio::IoStatus::SUCCESS {
+            self.inner().check_fault()?;
+            return Err(self.inner().damaged("what a smaller size cuts off could not be unmapped"));
+        }
+        self.flush_all().await
+    }
+
+    /// Overwrites labels and anchors of all devices with zeroes.
+    pub(super) async fn erase_superblocks(&self) -> Result<(), LvsError> {
+        let count = self.inner().members.len();
+        for member in 0..count {
+            let pba = Pba::new(member as u8, 0).unwrap_or(Pba::NONE);
+            let mut buf = self.buffer().await;
+            let len = label::FIRST_SEGMENT_BLOCK as u32 * BLOCK_BYTES;
+            buf[..len as usize].fill(0);
+            let (descriptor, offset_bytes) = self.inner().device_of(pba)?;
+            let (result, _) = descriptor.write_at_durable(offset_bytes, len, buf).await;
+            self.wrote(pba, result)?;
+        }
+        Ok(())
+    }
+}

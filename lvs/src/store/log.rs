@@ -1,0 +1,167 @@
+//! The end of the log: where the next record goes, its number, and which of them are complete.
+
+use std::collections::VecDeque;
+
+use super::space::{Space, State};
+use crate::types::{Pba, SegmentId, Seq};
+
+/// An open segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Stream {
+    /// Which.
+    pub(crate) segment: SegmentId,
+    /// The next block in it.
+    pub(crate) offset: u32,
+}
+
+/// See the module.
+pub(crate) struct Log {
+    /// The last number that was given out.
+    last: Seq,
+    /// Records that are not complete, from the oldest on; `true` = complete, but one before it is not.
+    flight: VecDeque<bool>,
+    /// The number of the first of `flight`.
+    first: Seq,
+    /// Everything up to here is durable.
+    durable: Seq,
+    stream: Option<Stream>,
+    /// Since the last [`mark`](Self::mark).
+    opened: Vec<SegmentId>,
+}
+
+impl Log {
+    /// The log goes on after `last`; everything up to it is durable.
+    pub(crate) fn new(last: Seq) -> Self {
+        Self {
+            last,
+            flight: VecDeque::with_capacity(4096),
+            first: last.next(),
+            durable: last,
+            stream: None,
+            opened: Vec::new(),
+        }
+    }
+
+    /// The last number given out.
+    pub(crate) fn last(&self) -> Seq {
+        self.last
+    }
+
+    /// Where the open segment goes on.
+    pub(crate) fn stream(&self) -> Option<Stream> {
+        self.stream
+    }
+
+    /// Everything up to here is durable.
+    pub(crate) fn durable(&self) -> Seq {
+        self.durable
+    }
+
+    /// Every record up to here is complete.
+    pub(crate) fn completed(&self) -> Seq {
+        Seq(self.first.0 - 1)
+    }
+
+    /// The next number. [`complete`](Self::complete) has to follow.
+    pub(crate) fn number(&mut self) -> Seq {
+        self.last = self.last.next();
+        self.flight.push_back(false);
+        self.last
+    }
+
+    /// Record `seq` is complete on its device. Returns true when [`completed`](Self::completed) went on.
+    pub(crate) fn complete(&mut self, seq: Seq) -> bool {
+        let at = (seq.0 - self.first.0) as usize;
+        self.flight[at] = true;
+        let before = self.first;
+        while self.flight.front() == Some(&true) {
+            self.flight.pop_front();
+            self.first = self.first.next();
+        }
+        self.first != before
+    }
+
+    /// Everything up to `seq` is durable.
+    pub(crate) fn durable_to(&mut self, seq: Seq) {
+        self.durable = self.durable.max(seq);
+    }
+
+    /// Blocks that are left in the open segment.
+    pub(crate) fn left(&self, space: &Space) -> u32 {
+        self.stream.map_or(0, |s| space.segment_blocks() - s.offset)
+    }
+
+    /// Makes sure that `blocks` fit into the open segment; opens the next one otherwise. False when none is named.
+    pub(crate) fn make_room(&mut self, blocks: u32, space: &mut Space) -> bool {
+        if self.left(space) >= blocks {
+            return true;
+        }
+        if blocks > space.segment_blocks() || space.named() == 0 {
+            return false;
+        }
+        if let Some(old) = self.stream.take() {
+            space.close(old.segment, State::Log);
+        }
+        self.stream = space.open_log().map(|segment| Stream { segment, offset: 0 });
+        self.opened.extend(self.stream.map(|s| s.segment));
+        self.stream.is_some()
+    }
+
+    /// Takes `blocks` of the open segment for record `seq`. After [`make_room`](Self::make_room).
+    pub(crate) fn place(&mut self, seq: Seq, blocks: u32, space: &mut Space) -> Option<Pba> {
+        let stream = self.stream.as_mut()?;
+        let pba = space.first_block(stream.segment).plus(u64::from(stream.offset));
+        stream.offset += blocks;
+        space.wrote(stream.segment, seq);
+        Some(pba)
+    }
+
+    /// Where it stands; what it opens from now on is listed anew.
+    pub(crate) fn mark(&mut self) -> Option<Stream> {
+        self.opened.clear();
+        self.stream
+    }
+
+    /// What it opened since the last mark.
+    pub(crate) fn opened(&self) -> &[SegmentId] {
+        &self.opened
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::space::Segment;
+    use super::*;
+
+    #[test]
+    fn the_completed_prefix_waits_for_the_oldest() {
+        let mut log = Log::new(Seq(10));
+        let (a, b, c) = (log.number(), log.number(), log.number());
+        assert_eq!((a, c), (Seq(11), Seq(13)));
+        assert!(!log.complete(b));
+        assert_eq!(log.completed(), Seq(10));
+        assert!(log.complete(a));
+        assert_eq!(log.completed(), b);
+        assert!(log.complete(c));
+        assert_eq!(log.completed(), c);
+    }
+
+    #[test]
+    fn a_record_never_leaves_its_segment() {
+        let mut space = Space::new(256);
+        space.add_member(vec![Segment::FREE; 4]);
+        space.collect_free();
+        let names = space.names_for_anchor(2, 1);
+        space.reserve_names(&names);
+        space.names_durable(&names);
+        let mut log = Log::new(Seq(0));
+        assert!(log.make_room(200, &mut space));
+        let seq = log.number();
+        assert_eq!(log.place(seq, 200, &mut space), Some(space.first_block(names[0])));
+        assert!(log.make_room(57, &mut space));
+        let seq = log.number();
+        assert_eq!(log.place(seq, 57, &mut space), Some(space.first_block(names[1])));
+        assert!(!log.make_room(200, &mut space), "nothing is named any more");
+        assert!(!log.make_room(257, &mut space), "longer than a segment");
+    }
+}

@@ -1,0 +1,135 @@
+//! The pool's devices, and operations on them that are in flight.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use aio::{
+    BlockCount, BlockDevice, Descriptor, Geometry, Io, IoChannel, IoFlags, Lba, Opcode, SgEntry, Token,
+};
+use uuid::Uuid;
+
+use super::slab::Slab;
+use crate::types::{BLOCK_BYTES, Pba};
+
+/// One device of the pool.
+pub(super) struct Member {
+    pub(super) device: Arc<dyn BlockDevice>,
+    pub(super) uuid: Uuid,
+    /// For I/O of volumes. Declared, and so dropped, before everything that its I/Os name.
+    pub(super) channel: Box<dyn IoChannel>,
+    /// For slow work.
+    pub(super) descriptor: Descriptor,
+    pub(super) geometry: Geometry,
+    pub(super) volatile: bool,
+    pub(super) fua: bool,
+    /// Written since its last flush began.
+    pub(super) dirty: bool,
+    /// Submitted since the last kick.
+    pub(super) kick: bool,
+    /// Operations that the channel had no slot for.
+    pub(super) waiting: VecDeque<u32>,
+}
+
+impl Member {
+    /// Its size in blocks of the store.
+    pub(super) fn len_blocks(&self) -> u64 {
+        self.device.size().0 / self.per_block()
+    }
+
+    /// Device blocks in a block of the store.
+    pub(super) fn per_block(&self) -> u64 {
+        u64::from(BLOCK_BYTES / self.geometry.block_bytes)
+    }
+
+    /// Every entry suits the device as it is.
+    pub(super) fn takes(&self, sg: &[SgEntry]) -> bool {
+        let (address, length) = (self.geometry.buf_align as usize - 1, self.geometry.sg_elem_align - 1);
+        sg.iter().all(|e| e.ptr.addr().get() & address == 0 && e.len_bytes & length == 0)
+    }
+}
+
+/// Who waits for a device operation.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Owner {
+    /// Blocks of a read, from this one of its places on.
+    Read { io: u32, place: u32 },
+    /// A record.
+    Record(u32),
+    /// A flush of all devices.
+    Flush,
+}
+
+/// A device operation in flight, or waiting for a slot of its device.
+pub(super) struct DevOp {
+    pub(super) member: u8,
+    pub(super) opcode: Opcode,
+    pub(super) fua: bool,
+    pub(super) pba: Pba,
+    pub(super) blocks: u32,
+    pub(super) sg: Vec<SgEntry>,
+    pub(super) owner: Owner,
+}
+
+impl DevOp {
+    pub(super) fn empty() -> Self {
+        Self {
+            member: 0,
+            opcode: Opcode::Flush,
+            fua: false,
+            pba: Pba::NONE,
+            blocks: 0,
+            sg: Vec::with_capacity(16),
+            owner: Owner::Flush,
+        }
+    }
+}
+
+/// Offers `op` to its device; it waits in line when that is busy.
+///
+/// # Safety
+/// The memory that `op` names stays valid until its completion (see [`IoChannel::submit`]).
+pub(super) unsafe fn offer(members: &mut [Member], ops: &Slab<DevOp>, index: u32) {
+    let op = &ops[index];
+    let member = &mut members[usize::from(op.member)];
+    // SAFETY: as the caller promises.
+    if !member.waiting.is_empty() || unsafe { !submit(member, ops, index) } {
+        member.waiting.push_back(index);
+    }
+}
+
+/// Offers what waited, in order.
+///
+/// # Safety
+/// As for [`offer`].
+pub(super) unsafe fn offer_waiting(member: &mut Member, ops: &Slab<DevOp>) {
+    while let Some(&index) = member.waiting.front() {
+        // SAFETY: as the caller promises.
+        if unsafe { !submit(member, ops, index) } {
+            return;
+        }
+        member.waiting.pop_front();
+    }
+}
+
+/// # Safety
+/// As for [`offer`].
+unsafe fn submit(member: &mut Member, ops: &Slab<DevOp>, index: u32) -> bool {
+    let op = &ops[index];
+    let per_block = member.per_block();
+    let (lba, blocks) = match op.opcode {
+        Opcode::Flush => (Lba(0), BlockCount(0)),
+        _ => (Lba(op.pba.block() * per_block), BlockCount(u64::from(op.blocks) * per_block)),
+    };
+    let mut flags = if op.opcode == Opcode::Write { IoFlags::STABLE } else { IoFlags::empty() };
+    if op.fua {
+        flags |= IoFlags::FUA;
+    }
+    let io = Io { sg: &op.sg, flags, ..Io::new(op.opcode, lba, blocks) };
+    // SAFETY: as the caller promises.
+    let taken = unsafe { member.channel.submit(&io, Token::new(index, ops.generation(index))) }.is_ok();
+    member.kick |= taken;
+    if taken && op.opcode == Opcode::Write {
+        member.dirty = true;
+    }
+    taken
+}

@@ -1,0 +1,651 @@
+//! The running store of one pool, on its home core.
+//!
+//! # Map, along a write
+//! - `io`: an I/O of a volume; the queue of the channel that waits for it.
+//! - `write`: I/Os become records, records become device writes; completed ones enter the delta.
+//! - `log`: where the next record goes, its number, and which of them are complete.
+//! - `member`: the devices, and operations in flight on them. - `slab`, `sg`: contexts and memory lists.
+//! - `flush`: what FLUSH and FUA wait for. - `read`: look-ups, device reads, checksums. - `edges`: 512-byte blocks.
+//! - [`space`]: segments. - [`lines`]: the trees. - `pages`: map pages to and from the log.
+//!
+//! Slow work, `async` on the home core:
+//! - `checkpoint`: freeze, merge, anchor, free. - `clean`: moves live blocks out of half-empty segments.
+//! - `catalogue`: volumes and snapshots. - `create`, `import`: how a store comes to be.
+//!
+//! Everything is on one core and in one cell: [`Store`] hands it out, never across an `await`.
+
+mod catalogue;
+mod checkpoint;
+mod control;
+mod create;
+mod edges;
+mod facts;
+mod flush;
+mod gate;
+mod import;
+mod io;
+mod lifecycle;
+mod lines;
+mod log;
+mod member;
+mod occupied;
+mod pages;
+mod read;
+mod seal;
+mod sg;
+mod slab;
+mod space;
+mod superblock;
+mod write;
+
+use core::time::Duration;
+use std::cell::{Cell, RefCell, RefMut};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use aio::device::Sleep;
+use aio::time::Instant;
+use aio::{
+    BlockRange, Busy, Completion, Core, DmaPool, Io, IoFlags, IoStatus, Opcode, Poller, SgEntry, Token,
+};
+
+use crate::format::anchor::Anchor;
+use crate::format::record::HeaderSeal;
+use crate::index::{Delta, HoleRange, PageAt, PageCache, PageSource};
+use crate::types::{BLOCK_BYTES, BlockNo, LineId, Seq};
+
+use uuid::Uuid;
+
+use self::catalogue::Catalogue;
+use self::gate::Gate;
+use self::io::{IoCtx, Queue, Stage};
+use self::lines::Lines;
+use self::log::{Log, Stream};
+use self::member::{DevOp, Member, Owner};
+use self::pages::PageReader;
+use self::slab::Slab;
+use self::space::Space;
+use self::write::RecordCtx;
+
+/// Block versions that one delta holds.
+pub(crate) const DELTA_UPDATES: usize = 64 * 1024;
+/// Long unmapped ranges that one delta holds.
+pub(crate) const DELTA_RANGES: usize = 512;
+/// Updates that only the cleaner may put.
+const CLEANER_UPDATES: usize = 2048;
+/// How often a task looks again for what records and reads in flight do.
+const LOOK_AGAIN: Duration = Duration::from_micros(20);
+/// Completions taken from a device in one turn.
+const BUDGET: usize = 256;
+
+/// The store, as tasks and channels of its core share it.
+pub(crate) struct Store {
+    core: Core,
+    /// Buffers of slow work.
+    slow: DmaPool,
+    inner: RefCell<Inner>,
+    /// A task reads map pages for I/Os that wait for them.
+    feeding: Cell<bool>,
+    /// A checkpoint is on its way.
+    checkpointing: Cell<bool>,
+    /// Exported, destroyed, or given up.
+    closed: Cell<bool>,
+    /// One checkpoint at a time.
+    checkpoints: Gate,
+    /// One change of the catalogue at a time.
+    changes: Gate,
+}
+
+/// Everything of a running store.
+pub(crate) struct Inner {
+    pub(crate) name: String,
+    pub(crate) uuid: Uuid,
+    members: Vec<Member>,
+    ops: Slab<DevOp>,
+    records: Slab<RecordCtx>,
+    ios: Slab<IoCtx>,
+    queues: Vec<Option<Queue>>,
+    /// Writes that wait for a record, in the order in which they came.
+    pending: VecDeque<u32>,
+    /// Reads that need a map page that is not in the cache.
+    starved: Vec<u32>,
+    /// Writes of part of a block that wait for another write of that block.
+    blocked: Vec<u32>,
+    /// I/Os that wait for a flush: those that the running one serves, and those that came after it began.
+    flush: flush::Flushes,
+    active: Delta,
+    /// What checkpoints give back, for the next one.
+    spare: Option<Delta>,
+    /// Being merged. Only records that were in flight when it was frozen still change it.
+    frozen: Option<Rc<Delta>>,
+    /// The newest record whose versions belong into `frozen`.
+    frozen_base: Seq,
+    cache: RefCell<PageCache>,
+    pub(crate) catalogue: Catalogue,
+    lines: Lines,
+    space: Space,
+    log: Log,
+    /// Where map pages and blobs go.
+    page_stream: Option<Stream>,
+    /// Thin blocks put since the last merge: an upper bound of what they add.
+    thin_pending: Cell<u64>,
+    /// The same, of what is being merged.
+    thin_frozen: u64,
+    /// Sum over all lines, as of the last merge or change.
+    used_blocks: u64,
+    /// Reads in flight, by phase.
+    reads: [u32; 2],
+    phase: u8,
+    /// Why no more writes are taken.
+    fault: Option<String>,
+    /// A checkpoint should begin soon.
+    want_checkpoint: bool,
+    /// Partial writes at work.
+    partial_writes: u32,
+    /// Room of the active delta that records in flight will take.
+    reserved: (usize, usize),
+    /// Writes that could not be taken into the record that is being built.
+    refused: Vec<(u32, IoStatus)>,
+    /// Number of the newest durable checkpoint.
+    checkpoint: u64,
+    seal: HeaderSeal,
+    /// As it is on the devices.
+    anchor: Anchor,
+    headers: DmaPool,
+    copies: DmaPool,
+    edges: DmaPool,
+    read_errors: u64,
+    checksum_errors: u64,
+    scratch: Vec<Completion>,
+    cut: Vec<SgEntry>,
+}
+
+impl Inner {
+    /// Takes in an I/O of a volume, checked against its geometry.
+    ///
+    /// # Safety
+    /// As for [`aio::IoChannel::submit`].
+    pub(crate) unsafe fn submit(
+        &mut self,
+        queue: u32,
+        volume: &Target,
+        io: &Io<'_>,
+        token: Token,
+    ) -> Result<(), Busy> {
+        if !self.reserve(queue) {
+            return Err(Busy);
+        }
+        let index = self.begin(queue, token, volume);
+        let (offset, len) =
+            (io.lba.0 * u64::from(volume.block_bytes), io.blocks.0 * u64::from(volume.block_bytes));
+        self.ios[index].fua = io.flags.contains(IoFlags::FUA);
+        self.ios[index].stable = io.flags.contains(IoFlags::STABLE);
+        match io.opcode {
+            Opcode::Flush => self.wait_for_flush(index),
+            Opcode::Read | Opcode::Write | Opcode::WriteZeroes if len == 0 => self.finish(index),
+            Opcode::Read | Opcode::Write => {
+                if !self.shape(index, offset, len, io.sg) {
+                    self.drop_io(index);
+                    return Err(Busy);
+                }
+                if io.opcode == Opcode::Write {
+                    self.start_write(index);
+                } else {
+                    self.hold_segments(index);
+                    self.start_read(index);
+                }
+            }
+            Opcode::WriteZeroes => {
+                if (self.edges.available() as usize) < 2 {
+                    self.drop_io(index);
+                    return Err(Busy);
+                }
+                self.zero(index, offset, len);
+            }
+            Opcode::Unmap => self.unmap(index, volume, io.ranges),
+            _ => {
+                self.ios[index].fail(IoStatus::INVALID_OPCODE);
+                self.finish(index);
+            }
+        }
+        Ok(())
+    }
+
+    /// A slot of the queue for one more I/O; or a ready bit later.
+    fn reserve(&mut self, queue: u32) -> bool {
+        let Some(q) = self.queues[queue as usize].as_mut() else { return false };
+        if q.taken >= q.depth {
+            q.refused = true;
+            return false;
+        }
+        q.taken += 1;
+        true
+    }
+
+    fn begin(&mut self, queue: u32, token: Token, volume: &Target) -> u32 {
+        let index = self.ios.take();
+        let ctx = &mut self.ios[index];
+        (ctx.queue, ctx.token, ctx.parent) = (queue, token, None);
+        (ctx.line, ctx.view) = (volume.line, volume.view);
+        (ctx.stage, ctx.status, ctx.outstanding) = (Stage::Read, IoStatus::SUCCESS, 0);
+        (ctx.count, ctx.fua, ctx.stable) = (0, false, true);
+        ctx.sg.clear();
+        ctx.hole = None;
+        index
+    }
+
+    /// Takes back what `reserve` and `begin` did: there was no room.
+    fn drop_io(&mut self, index: u32) {
+        let queue = self.ios[index].queue;
+        self.ios[index].stage = Stage::Idle;
+        self.ios.give(index);
+        if let Some(q) = self.queues[queue as usize].as_mut() {
+            q.taken -= 1;
+            q.refused = true;
+        }
+    }
+
+    /// Makes the blocks of a byte range zero: what it covers wholly becomes a hole, edges are written.
+    fn zero(&mut self, parent: u32, offset_bytes: u64, len_bytes: u64) {
+        let block = u64::from(BLOCK_BYTES);
+        let end = offset_bytes + len_bytes;
+        let (first, last) = (offset_bytes.div_ceil(block), end / block);
+        self.ios[parent].outstanding = 1;
+        let edges = if first > last {
+            [(offset_bytes, end), (0, 0)]
+        } else {
+            [(offset_bytes, first * block), (last * block, end)]
+        };
+        for (from, until) in edges.into_iter().filter(|(from, until)| from < until) {
+            let part = self.part_of(parent);
+            let shaped = self.shape(part, from, until - from, &[]);
+            debug_assert!(shaped, "two buffers were at hand");
+            self.start_write(part);
+        }
+        if first < last {
+            let part = self.part_of(parent);
+            self.hole_part(part, first, last - first);
+            self.start_write(part);
+        }
+        self.part_finished(parent, IoStatus::SUCCESS);
+    }
+
+    /// Makes the blocks that lie wholly within the ranges holes; what they cover in part stays.
+    fn unmap(&mut self, parent: u32, volume: &Target, ranges: &[BlockRange]) {
+        let per = u64::from(BLOCK_BYTES / volume.block_bytes);
+        self.ios[parent].outstanding = 1;
+        for range in ranges {
+            let (first, last) = (range.start.0.div_ceil(per), (range.start.0 + range.blocks.0) / per);
+            if first < last {
+                let part = self.part_of(parent);
+                self.hole_part(part, first, last - first);
+                self.start_write(part);
+            }
+        }
+        self.part_finished(parent, IoStatus::SUCCESS);
+    }
+
+    fn hole_part(&mut self, part: u32, first: u64, count: u64) {
+        let ctx = &mut self.ios[part];
+        ctx.first = BlockNo(first);
+        // Only overlaps with partial writes look at it; a range that long overlaps all that is behind its start.
+        ctx.count = u32::try_from(count).unwrap_or(u32::MAX);
+        ctx.hole = Some(HoleRange { line: ctx.line, first: BlockNo(first), count, birth: Seq::ZERO });
+    }
+
+    fn part_of(&mut self, parent: u32) -> u32 {
+        let (queue, token, fua) = (self.ios[parent].queue, self.ios[parent].token, self.ios[parent].fua);
+        let (line, view) = (self.ios[parent].line, self.ios[parent].view);
+        let part = self.begin(queue, token, &Target { line, view, block_bytes: BLOCK_BYTES });
+        self.ios[part].parent = Some(parent);
+        self.ios[part].fua = fua;
+        self.ios[parent].outstanding += 1;
+        part
+    }
+
+    fn part_finished(&mut self, parent: u32, status: IoStatus) {
+        if status != IoStatus::SUCCESS {
+            self.ios[parent].fail(status);
+        }
+        self.ios[parent].outstanding -= 1;
+        if self.ios[parent].outstanding == 0 {
+            self.finish(parent);
+        }
+    }
+
+    /// The segments that exist now stay as they are until this read ends (H4).
+    fn hold_segments(&mut self, io: u32) {
+        self.ios[io].phase = Some(self.phase);
+        self.reads[usize::from(self.phase)] += 1;
+    }
+
+    /// The I/O is over: its completion goes to its queue.
+    fn finish(&mut self, index: u32) {
+        let ctx = &mut self.ios[index];
+        let (queue, token, status, parent) = (ctx.queue, ctx.token, ctx.status, ctx.parent);
+        let was = core::mem::replace(&mut ctx.stage, Stage::Idle);
+        let phase = ctx.phase.take();
+        let partial = ctx.edges.is_some();
+        if was == Stage::Read && partial && status == IoStatus::SUCCESS {
+            self.scatter_edges(index);
+        }
+        self.ios[index].edges = io::Edges::default();
+        self.ios.give(index);
+        if let Some(phase) = phase {
+            self.reads[usize::from(phase)] -= 1;
+        }
+        match parent {
+            Some(parent) => self.part_finished(parent, status),
+            None => {
+                if let Some(q) = self.queues[queue as usize].as_mut() {
+                    q.done.push_back(Completion::new(token, status));
+                }
+            }
+        }
+        let partial_write = partial && matches!(was, Stage::Write | Stage::Edges | Stage::Flush);
+        if partial_write || !self.blocked.is_empty() {
+            self.unblock(partial_write);
+        }
+    }
+
+    /// No more writes from now on.
+    pub(super) fn fail_pool(&mut self, why: &str) {
+        if self.fault.is_none() {
+            self.fault = Some(why.to_owned());
+        }
+    }
+
+    /// Takes completions from the devices. Returns how many.
+    pub(crate) fn progress(&mut self) -> usize {
+        let mut done = 0;
+        for at in 0..self.members.len() {
+            // SAFETY: what waits names memory of I/Os that are not complete.
+            unsafe { member::offer_waiting(&mut self.members[at], &self.ops) };
+            let mut out = core::mem::take(&mut self.scratch);
+            out.clear();
+            done += self.members[at].channel.poll(&mut out, BUDGET);
+            for completion in out.drain(..) {
+                self.op_done(completion);
+            }
+            self.scratch = out;
+        }
+        done
+    }
+
+    fn op_done(&mut self, completion: Completion) {
+        let index = completion.token.index();
+        if completion.token.generation() != self.ops.generation(index) {
+            return;
+        }
+        let (owner, member) = (self.ops[index].owner, usize::from(self.ops[index].member));
+        if self.ops[index].opcode == Opcode::Write {
+            self.members[member].dirty = true;
+        }
+        match owner {
+            Owner::Read { io, place } => self.read_done(index, io, place, completion.status),
+            Owner::Record(record) => self.record_done(record, completion.status),
+            Owner::Flush => self.flush_done(completion.status),
+        }
+        self.ops.give(index);
+    }
+
+    /// Publishes what the turn produced.
+    pub(crate) fn publish(&mut self) {
+        self.assemble();
+        for m in &mut self.members {
+            if core::mem::take(&mut m.kick) {
+                m.channel.kick();
+            }
+        }
+    }
+}
+
+/// A volume or snapshot, as the store sees it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target {
+    pub(crate) line: LineId,
+    /// A snapshot's epoch, or the end of time.
+    pub(crate) view: Seq,
+    /// Block size of the volume.
+    pub(crate) block_bytes: u32,
+}
+
+/// What channels ask for.
+impl Inner {
+    /// A queue for a channel.
+    pub(crate) fn open_queue(&mut self, depth: u32) -> u32 {
+        let queue = Some(Queue::new(depth));
+        match self.queues.iter().position(Option::is_none) {
+            Some(at) => {
+                self.queues[at] = queue;
+                at as u32
+            }
+            None => {
+                self.queues.push(queue);
+                (self.queues.len() - 1) as u32
+            }
+        }
+    }
+
+    /// A channel's queue. It exists as long as the channel does.
+    pub(crate) fn queue(&mut self, queue: u32) -> &mut Queue {
+        self.queues[queue as usize].as_mut().expect("invariant: a channel's queue goes with it")
+    }
+
+    /// Accepts an I/O only to complete it with an error.
+    pub(crate) fn refuse(&mut self, queue: u32, token: Token, status: IoStatus) -> Result<(), Busy> {
+        if !self.reserve(queue) {
+            return Err(Busy);
+        }
+        self.queue(queue).done.push_back(Completion::new(token, status));
+        Ok(())
+    }
+
+    /// Ends what the queue has in line and did not begin.
+    pub(crate) fn abandon(&mut self, queue: u32, status: IoStatus) {
+        for list in [Waiting::Pending, Waiting::Blocked, Waiting::Starved] {
+            for io in self.take_waiting(list, queue) {
+                self.ios[io].fail(status);
+                self.finish(io);
+            }
+        }
+    }
+
+    fn take_waiting(&mut self, list: Waiting, queue: u32) -> Vec<u32> {
+        let mine = |io: &u32| self.ios[*io].queue == queue;
+        match list {
+            Waiting::Pending => {
+                let found = self.pending.iter().copied().filter(mine).collect();
+                self.pending = self.pending.iter().copied().filter(|io| !mine(io)).collect();
+                found
+            }
+            Waiting::Blocked => {
+                let (found, rest) = self.blocked.iter().partition(|io| mine(io));
+                self.blocked = rest;
+                found
+            }
+            Waiting::Starved => {
+                let (found, rest) = self.starved.iter().partition(|io| mine(io));
+                self.starved = rest;
+                found
+            }
+        }
+    }
+
+    /// True while an I/O of the queue is at work.
+    pub(crate) fn in_flight(&self, queue: u32) -> bool {
+        self.ios.iter().any(|(_, io)| io.stage != Stage::Idle && io.queue == queue)
+    }
+
+    /// The last resort of a channel that has to end while a device does not answer: closes all devices, so that nothing
+    /// touches the memory of I/Os any more. The pool is of no use after that.
+    pub(crate) fn give_up(&mut self, why: &str) {
+        self.fail_pool(why);
+        self.members.clear();
+        let stuck: Vec<u32> = self
+            .ios
+            .iter()
+            .filter(|(_, io)| io.stage != Stage::Idle && io.parent.is_none())
+            .map(|(i, _)| i)
+            .collect();
+        for io in stuck {
+            self.ios[io].fail(IoStatus::INTERNAL_ERROR);
+            self.finish(io);
+        }
+    }
+
+    /// Anything in flight?
+    pub(super) fn has_io(&self) -> bool {
+        self.ios.used() > 0 || self.records.used() > 0
+    }
+
+    /// Begins to make blocks of a line a hole; the queue gets a completion.
+    pub(super) fn cut_off(&mut self, queue: u32, target: &Target, first: u64, count: u64) {
+        let reserved = self.reserve(queue);
+        debug_assert!(reserved, "the queue is new");
+        let io = self.begin(queue, Token(0), target);
+        self.hole_part(io, first, count);
+        self.start_write(io);
+    }
+
+    /// The channel is gone.
+    pub(crate) fn close_queue(&mut self, queue: u32) {
+        self.queues[queue as usize] = None;
+    }
+}
+
+impl Inner {
+    /// The map page that keeps an I/O from going on, if there is one.
+    fn next_missing(&self, io: u32) -> Option<PageAt> {
+        let ctx = &self.ios[io];
+        let last = u64::from(ctx.count.max(1)) - 1;
+        let look = |i: u64| self.locate(ctx.line, BlockNo(ctx.first.0 + i), ctx.view).err();
+        match ctx.stage {
+            Stage::Edges => {
+                let head = ctx.edges.head.as_ref().and_then(|_| look(0));
+                head.or_else(|| ctx.edges.tail.as_ref().and_then(|_| look(last)))
+            }
+            _ => (0..=last).find_map(look),
+        }
+    }
+}
+
+/// Lists of I/Os that wait.
+#[derive(Clone, Copy)]
+enum Waiting {
+    Pending,
+    Blocked,
+    Starved,
+}
+
+impl Store {
+    /// Everything, for as long as the caller does not await.
+    ///
+    /// # Panics
+    /// When it is in use already (a bug of ours).
+    pub(crate) fn inner(&self) -> RefMut<'_, Inner> {
+        self.inner.borrow_mut()
+    }
+
+    /// Begins background work that the hot path asked for.
+    pub(crate) fn look_after(self: &Rc<Self>) {
+        let (checkpoint, starved) = {
+            let inner = self.inner();
+            (inner.want_checkpoint, !inner.starved.is_empty())
+        };
+        if starved && !self.feeding.replace(true) {
+            let store = self.clone();
+            drop(self.core.spawn(async move { store.feed().await }));
+        }
+        if checkpoint && !self.checkpointing.get() {
+            let store = self.clone();
+            drop(self.core.spawn(async move { store.checkpoint_in_background().await }));
+        }
+    }
+
+    /// Reads the map pages that I/Os wait for, and lets them go on.
+    async fn feed(self: Rc<Self>) {
+        loop {
+            let Some(io) = self.inner().starved.pop() else { break };
+            let missing = self.inner().next_missing(io);
+            if let Some(missing) = missing {
+                let read = PageReader(self.clone()).read(&missing).await;
+                let mut inner = self.inner();
+                if inner.ios[io].stage == Stage::Idle {
+                    continue;
+                }
+                if read.is_err() {
+                    inner.ios[io].fail(IoStatus::UNRECOVERED_READ);
+                    inner.finish(io);
+                    continue;
+                }
+            }
+            let mut inner = self.inner();
+            if inner.ios[io].stage == Stage::Edges {
+                inner.start_read_edges(io)
+            } else {
+                inner.start_read(io)
+            }
+            inner.publish();
+        }
+        self.feeding.set(false);
+    }
+}
+
+/// The reactor's side of a store.
+pub(crate) struct StorePoller(pub(crate) Rc<Store>);
+
+impl Poller for StorePoller {
+    fn poll(&mut self, _now: Instant) -> usize {
+        self.0.inner().progress()
+    }
+
+    fn kick(&mut self) {
+        self.0.inner().publish();
+        self.0.look_after();
+    }
+
+    fn prepare_sleep(&mut self, _now: Instant) -> Sleep {
+        let mut inner = self.0.inner();
+        let mut until: Option<Instant> = None;
+        for m in &mut inner.members {
+            match m.channel.prepare_sleep() {
+                Sleep::KeepPolling => return Sleep::KeepPolling,
+                Sleep::Until(t) => until = Some(until.map_or(t, |u| u.min(t))),
+                Sleep::Armed => {}
+            }
+        }
+        until.map_or(Sleep::Armed, Sleep::Until)
+    }
+
+    fn finished(&self) -> bool {
+        self.0.closed.get()
+    }
+}
+
+/// The stores of this core.
+pub(crate) mod open_stores {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use uuid::Uuid;
+
+    use super::Store;
+
+    thread_local! {
+        static OPEN: RefCell<Vec<(Uuid, Rc<Store>)>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// The store of a pool.
+    pub(crate) fn get(pool: Uuid) -> Option<Rc<Store>> {
+        OPEN.with(|open| open.borrow().iter().find(|(uuid, _)| *uuid == pool).map(|(_, store)| store.clone()))
+    }
+
+    pub(crate) fn add(pool: Uuid, store: Rc<Store>) {
+        OPEN.with(|open| open.borrow_mut().push((pool, store)));
+    }
+
+    pub(crate) fn remove(pool: Uuid) {
+        OPEN.with(|open| open.borrow_mut().retain(|(uuid, _)| *uuid != pool));
+    }
+}

@@ -1,0 +1,299 @@
+//! From writes to records, and from completed records to the delta.
+//!
+//! Writes that came in one turn share a record. Needs `unsafe` to look at payload for its checksums, and to hand it to the
+//! devices: it belongs to the store from the submission of an I/O until its completion (see
+//! [`aio::IoChannel::submit`]), and stable payload is not changed meanwhile; other payload is copied first.
+
+use std::rc::Rc;
+
+use aio::{DmaBuf, IoStatus, Opcode, sgmem};
+
+use super::io::{IoCtx, Stage};
+use super::member::{self, Owner};
+use super::{CLEANER_UPDATES, Inner, sg};
+use crate::format::record::{DataHeader, Stamp};
+use crate::index::{Delta, HoleRange};
+use crate::types::{BLOCK_BYTES, BlockNo, LineId, Pba, Place, Seq, Version};
+
+/// Records of volumes in flight. Few, so that what arrives meanwhile shares the next one.
+pub(super) const MAX_RECORDS: usize = 8;
+/// Payload blocks of a record: with its header it is the 1 MiB that every device takes at once.
+pub(super) const MAX_PAYLOAD_BLOCKS: u32 = 255;
+
+/// A record in flight.
+pub(super) struct RecordCtx {
+    seq: Seq,
+    header: Option<DmaBuf>,
+    /// Copies of payload that was not stable or did not suit the device.
+    copy: Option<DmaBuf>,
+    blocks: Vec<(LineId, BlockNo, u32)>,
+    holes: Vec<HoleRange>,
+    ios: Vec<u32>,
+    payload: Pba,
+    /// Updates and ranges of the delta that it will take.
+    room: (usize, usize),
+}
+
+impl RecordCtx {
+    fn clear(&mut self) {
+        self.blocks.clear();
+        self.holes.clear();
+        self.ios.clear();
+        self.room = (0, 0);
+    }
+
+    pub(super) fn empty() -> Self {
+        Self {
+            seq: Seq::ZERO,
+            header: None,
+            copy: None,
+            blocks: Vec::with_capacity(MAX_PAYLOAD_BLOCKS as usize),
+            holes: Vec::new(),
+            ios: Vec::with_capacity(64),
+            payload: Pba::NONE,
+            room: (0, 0),
+        }
+    }
+}
+
+/// Why a write is not in the record that is being built.
+enum Fit {
+    Yes,
+    /// Something has to happen first.
+    Wait,
+    /// Never.
+    Refuse(IoStatus),
+}
+
+impl Inner {
+    /// Puts a write in line. Its context is filled.
+    pub(super) fn enqueue_write(&mut self, io: u32) {
+        self.ios[io].stage = Stage::Write;
+        self.pending.push_back(io);
+    }
+
+    /// Makes records of what is in line, as far as there is room.
+    pub(super) fn assemble(&mut self) {
+        if self.fault.is_some() {
+            while let Some(io) = self.pending.pop_front() {
+                self.ios[io].fail(IoStatus::NAMESPACE_WRITE_PROTECTED);
+                self.finish(io);
+            }
+        }
+        while !self.pending.is_empty() && self.records.used() < MAX_RECORDS && self.build_record() {}
+    }
+
+    /// One record of the first writes in line. False when none could be made.
+    fn build_record(&mut self) -> bool {
+        let Some(&first) = self.pending.front() else { return false };
+        if !self.log.make_room(1 + self.ios[first].count, &mut self.space) {
+            self.want_checkpoint = true;
+            return false;
+        }
+        let Some(mut buf) = self.headers.alloc() else { return false };
+        let limit = MAX_PAYLOAD_BLOCKS.min(self.log.left(&self.space) - 1);
+        let stream = self.log.stream().expect("invariant: there is room in it");
+        let member = stream.segment.member();
+        let index = self.records.take();
+        let op_index = self.ops.take();
+        let mut header = DataHeader::begin();
+        let mut fua = false;
+        let mut payload = 0;
+
+        self.records[index].clear();
+        self.ops[op_index].sg.clear();
+        let device = &self.members[usize::from(member)];
+        let max_sg = usize::from(device.geometry.max_sg);
+        let mut entries = 1;
+
+        while let Some(&io) = self.pending.front() {
+            let ctx = &self.ios[io];
+            let transfer = ctx.hole.is_none();
+            let blocks = if transfer { ctx.count } else { 0 };
+            if payload + blocks > limit {
+                break;
+            }
+            let direct = transfer && ctx.stable && entries + ctx.sg.len() < max_sg && device.takes(&ctx.sg);
+            let fit = match room_for(ctx, &self.active, self.records[index].room, self.reserved) {
+                Fit::Yes if self.lines.get(ctx.line).is_none() => Fit::Refuse(aio::check::REMOVED),
+                Fit::Yes => self.space_for(ctx, blocks),
+                other => other,
+            };
+            match fit {
+                Fit::Yes => {}
+                Fit::Wait => {
+                    self.want_checkpoint = true;
+                    break;
+                }
+                Fit::Refuse(status) => {
+                    self.pending.pop_front();
+                    self.refused.push((io, status));
+                    continue;
+                }
+            }
+            if !push(&mut header, &mut buf, ctx) {
+                break;
+            }
+            self.pending.pop_front();
+            fua |= ctx.fua;
+            let record = &mut self.records[index];
+            record.ios.push(io);
+            if let Some(range) = ctx.hole {
+                let (u, r) = Delta::cost_of_hole(range.count);
+                record.room = (record.room.0 + u, record.room.1 + r);
+                record.holes.push(range);
+                continue;
+            }
+            record.room.0 += blocks as usize;
+            let from = self.ops[op_index].sg.len();
+            if direct {
+                self.ops[op_index].sg.extend_from_slice(&ctx.sg);
+                entries += ctx.sg.len();
+            } else {
+                let copies = &self.copies;
+                let copy = record
+                    .copy
+                    .get_or_insert_with(|| copies.alloc().expect("invariant: one for each record"));
+                let offset = payload * BLOCK_BYTES;
+                // SAFETY: the copy has room for `limit` blocks; the I/O's memory is valid until its completion.
+                unsafe { sgmem::gather(&ctx.sg, copy.ptr().as_ptr().add(offset as usize)) };
+                self.ops[op_index].sg.push(copy.sg(offset, blocks * BLOCK_BYTES));
+                entries += 1;
+            }
+            let mut block = ctx.first;
+            // SAFETY: stable memory of an I/O in flight, or our copy of it.
+            unsafe {
+                sg::block_crcs(&self.ops[op_index].sg[from..], |crc| {
+                    header.push_crc(&mut buf, crc);
+                    record.blocks.push((ctx.line, block, crc));
+                    block.0 += 1;
+                });
+            }
+            payload += blocks;
+        }
+
+        if self.records[index].ios.is_empty() {
+            self.ops.give(op_index);
+            self.records.give(index);
+            let progress = !self.refused.is_empty();
+            self.answer_refused();
+            return progress;
+        }
+        let seq = self.log.number();
+        let pba = self.log.place(seq, 1 + payload, &mut self.space).expect("invariant: room was made");
+        let stamp = Stamp { seq, durable: self.log.durable(), checkpoint: self.checkpoint };
+        header.finish(&mut buf, &stamp, &self.seal, pba);
+        let record = &mut self.records[index];
+        record.seq = seq;
+        record.payload = pba.plus(1);
+        self.reserved = (self.reserved.0 + record.room.0, self.reserved.1 + record.room.1);
+
+        let device = &self.members[usize::from(member)];
+        let op = &mut self.ops[op_index];
+        op.sg.insert(0, buf.sg(0, BLOCK_BYTES));
+        (op.member, op.opcode, op.pba, op.blocks) = (member, Opcode::Write, pba, 1 + payload);
+        op.fua = fua && device.volatile && device.fua;
+        op.owner = Owner::Record(index);
+        record.header = Some(buf);
+        // SAFETY: header and copies belong to the record, payload to I/Os that complete with it.
+        unsafe { member::offer(&mut self.members, &self.ops, op_index) };
+        self.answer_refused();
+        true
+    }
+
+    /// Is there space in the pool for what the write may add?
+    fn space_for(&self, ctx: &IoCtx, blocks: u32) -> Fit {
+        let Some(line) = self.lines.get(ctx.line) else { return Fit::Yes };
+        if blocks == 0 || line.reserved_blocks > 0 {
+            return Fit::Yes;
+        }
+        let bound = self.used_blocks + self.thin_bound() + u64::from(blocks);
+        if bound <= self.space.capacity_blocks() {
+            self.thin_pending.set(self.thin_pending.get() + u64::from(blocks));
+            return Fit::Yes;
+        }
+        // The bound counts overwritten blocks, too: a merge makes it exact.
+        if self.active.is_empty() && self.frozen.is_none() && self.reserved == (0, 0) {
+            Fit::Refuse(IoStatus::CAPACITY_EXCEEDED)
+        } else {
+            Fit::Wait
+        }
+    }
+
+    fn answer_refused(&mut self) {
+        while let Some((io, status)) = self.refused.pop() {
+            self.ios[io].fail(status);
+            self.finish(io);
+        }
+    }
+
+    /// A record's device write ended.
+    pub(super) fn record_done(&mut self, index: u32, status: IoStatus) {
+        let (u, r) = self.records[index].room;
+        self.reserved = (self.reserved.0 - u, self.reserved.1 - r);
+        if status == IoStatus::SUCCESS {
+            self.apply(index);
+        } else {
+            self.fail_pool("a write to a disk failed");
+        }
+        let record = &mut self.records[index];
+        record.header = None;
+        record.copy = None;
+        let ios = core::mem::take(&mut record.ios);
+        self.records.give(index);
+        for &io in &ios {
+            if status != IoStatus::SUCCESS {
+                self.ios[io].fail(IoStatus::WRITE_FAULT);
+            }
+            if self.ios[io].fua && self.needs_flush_for_fua() {
+                self.wait_for_flush(io);
+            } else {
+                self.finish(io);
+            }
+        }
+        self.records[index].ios = ios;
+    }
+
+    /// The versions of a completed record become visible.
+    fn apply(&mut self, index: u32) {
+        let record = &self.records[index];
+        let birth = record.seq;
+        let delta = match &mut self.frozen {
+            Some(frozen) if birth <= self.frozen_base => {
+                Rc::get_mut(frozen).expect("invariant: the merge begins when these records are complete")
+            }
+            _ => &mut self.active,
+        };
+        for (i, &(line, block, crc)) in record.blocks.iter().enumerate() {
+            let Some(line) = self.lines.get(line) else { continue };
+            let place = Place::Data { pba: record.payload.plus(i as u64), crc };
+            let room = delta.put(line.id, block, Version { birth, place }, &line.snapshots, |_| {});
+            debug_assert!(room, "room was reserved");
+        }
+        for range in &record.holes {
+            let Some(line) = self.lines.get(range.line) else { continue };
+            let room = delta.put_hole_range(HoleRange { birth, ..*range }, &line.snapshots, |_| {});
+            debug_assert!(room, "room was reserved");
+        }
+        self.log.complete(birth);
+        if !self.any_volatile() {
+            self.log.durable_to(self.log.completed());
+        }
+    }
+}
+
+/// Has the delta room for it, beside what is reserved?
+fn room_for(ctx: &IoCtx, active: &Delta, record: (usize, usize), reserved: (usize, usize)) -> Fit {
+    let (u, r) = ctx.hole.map_or((ctx.count as usize, 0), |range| Delta::cost_of_hole(range.count));
+    let (updates, ranges) = (u + record.0 + reserved.0 + CLEANER_UPDATES, r + record.1 + reserved.1);
+    let room = active.room();
+    if updates <= room.0 && ranges <= room.1 { Fit::Yes } else { Fit::Wait }
+}
+
+/// Writes what `ctx` is about into the header; false, and nothing done, when it does not fit.
+fn push(header: &mut DataHeader, buf: &mut DmaBuf, ctx: &IoCtx) -> bool {
+    match ctx.hole {
+        None => header.push_extent(buf, ctx.line, ctx.first, ctx.count).is_ok(),
+        Some(range) => header.push_hole(buf, ctx.line, range.first, range.count).is_ok(),
+    }
+}

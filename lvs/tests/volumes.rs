@@ -1,0 +1,284 @@
+//! Volumes on simulated disks: what is written is read, over export, import and power cuts.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod rig;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use aio::devices::sim::SimDisk;
+use aio::{BlockDevice, Descriptor, DmaBuf};
+use lvs::info::{CreatePool, CreateSnapshot, CreateVolume, ImportPool};
+use lvs::{Pool, Volume};
+use rig::{Rig, Rng, on};
+use uuid::Uuid;
+
+const MIB: u64 = 1 << 20;
+
+fn spec(name: &str) -> CreatePool {
+    CreatePool { name: name.to_owned(), uuid: None, force: false }
+}
+
+fn thin(name: &str, size_bytes: u64) -> CreateVolume {
+    CreateVolume { name: name.to_owned(), uuid: None, size_bytes, thin: true, entity_id: None }
+}
+
+fn snap(name: &str, n: u128) -> CreateSnapshot {
+    CreateSnapshot {
+        name: name.to_owned(),
+        uuid: Uuid::from_u128(n),
+        txn_id: "t".to_owned(),
+        entity_id: "e".to_owned(),
+        created: std::time::SystemTime::UNIX_EPOCH,
+    }
+}
+
+fn create(rig: &Rig, disks: &[&SimDisk]) -> Pool {
+    let devices = disks.iter().map(|d| on(d)).collect();
+    rig.run(Pool::create(rig.home(), devices, spec("tpool"))).unwrap()
+}
+
+fn import(rig: &Rig, disks: &[&SimDisk]) -> Pool {
+    let devices = disks.iter().map(|d| on(d)).collect();
+    rig.run(Pool::import(rig.home(), devices, ImportPool::default())).unwrap()
+}
+
+/// A buffer whose every 8 bytes say `stamp`.
+fn stamped(rig: &Rig, len: u32, stamp: u64) -> DmaBuf {
+    let mut buf = rig.core().pools().unwrap().alloc(len).unwrap();
+    for chunk in buf[..len as usize].chunks_exact_mut(8) {
+        chunk.copy_from_slice(&stamp.to_le_bytes());
+    }
+    buf
+}
+
+fn open(rig: &Rig, volume: &Arc<Volume>) -> Descriptor {
+    let device: Arc<dyn BlockDevice> = volume.clone();
+    rig.run(Descriptor::open(device)).unwrap()
+}
+
+fn write(rig: &Rig, d: &Descriptor, offset: u64, len: u32, stamp: u64) {
+    let buf = stamped(rig, len, stamp);
+    rig.run(d.write_at(offset, len, buf)).0.unwrap();
+}
+
+/// The stamps of each `step` bytes; a piece that is not of one stamp is a failure.
+fn read(rig: &Rig, d: &Descriptor, offset: u64, len: u32, step: usize) -> Vec<u64> {
+    let buf = rig.core().pools().unwrap().alloc(len).unwrap();
+    let (result, buf) = rig.run(d.read_at(offset, len, buf));
+    result.unwrap();
+    buf[..len as usize]
+        .chunks_exact(step)
+        .map(|piece| {
+            let stamp = u64::from_le_bytes(piece[..8].try_into().unwrap());
+            assert!(piece.chunks_exact(8).all(|c| c == stamp.to_le_bytes()), "a mixed block");
+            stamp
+        })
+        .collect()
+}
+
+#[test]
+fn what_was_written_is_read_and_the_rest_is_zero() {
+    for block_bytes in [512, 4096] {
+        let rig = Rig::new();
+        let disk = rig.disk("a", block_bytes, 64, true, 1);
+        let pool = create(&rig, &[&disk]);
+        let volume = rig.run(pool.create_volume(thin("v", 8 * MIB))).unwrap();
+        let d = open(&rig, &volume);
+        write(&rig, &d, 4096, 8192, 7);
+        write(&rig, &d, 3 * MIB, 65536, 8);
+        write(&rig, &d, 8192, 4096, 9);
+        assert_eq!(read(&rig, &d, 0, 16384, 4096), [0, 7, 9, 0]);
+        assert_eq!(read(&rig, &d, 3 * MIB, 65536, 4096), [8; 16]);
+        rig.run(d.close());
+        rig.run(pool.export()).unwrap();
+        let pool = import(&rig, &[&disk]);
+        let info = rig.run(pool.volumes()).unwrap();
+        let volume = pool.volume(info[0].uuid).unwrap();
+        let d = open(&rig, &volume);
+        assert_eq!(read(&rig, &d, 0, 16384, 4096), [0, 7, 9, 0]);
+        assert_eq!(read(&rig, &d, 3 * MIB, 65536, 4096), [8; 16]);
+        assert_eq!(info[0].allocated_bytes, 18 * 4096);
+    }
+}
+
+#[test]
+fn parts_of_blocks_are_written_and_zeroed_exactly() {
+    let rig = Rig::new();
+    let disk = rig.disk("a", 512, 64, true, 1);
+    let pool = create(&rig, &[&disk]);
+    let volume = rig.run(pool.create_volume(thin("v", 8 * MIB))).unwrap();
+    let d = open(&rig, &volume);
+    write(&rig, &d, 0, 12288, 1);
+    write(&rig, &d, 512, 512, 2);
+    write(&rig, &d, 3584, 5120, 3);
+    let mut want = vec![1; 24];
+    want[1] = 2;
+    want[7..17].fill(3);
+    assert_eq!(read(&rig, &d, 0, 12288, 512), want);
+    let zeroed = aio::facade::ByteRange { offset_bytes: 1024, len_bytes: 8192 };
+    rig.run(d.write_zeroes(zeroed, true)).unwrap();
+    want[2..18].fill(0);
+    assert_eq!(read(&rig, &d, 0, 12288, 512), want);
+    assert_eq!(read(&rig, &d, 512, 1536, 512), [2, 0, 0]);
+}
+
+#[test]
+fn a_snapshot_keeps_what_was_and_a_clone_goes_its_own_way() {
+    let rig = Rig::new();
+    let disk = rig.disk("a", 4096, 64, true, 1);
+    let pool = create(&rig, &[&disk]);
+    let volume = rig.run(pool.create_volume(thin("v", 8 * MIB))).unwrap();
+    let d = open(&rig, &volume);
+    write(&rig, &d, 0, 16384, 1);
+    rig.run(pool.create_snapshot(volume.uuid(), snap("s1", 1))).unwrap();
+    write(&rig, &d, 4096, 4096, 2);
+    rig.run(pool.create_snapshot(volume.uuid(), snap("s2", 2))).unwrap();
+    write(&rig, &d, 8192, 4096, 3);
+    let clone = rig.run(pool.create_clone(Uuid::from_u128(1), thin("c", 1))).unwrap();
+    let c = open(&rig, &clone);
+    write(&rig, &c, 0, 4096, 9);
+    let check = |pool: &Pool, d: &Descriptor, c: &Descriptor| {
+        let s1 = open(&rig, &rig.run(pool.open_snapshot(Uuid::from_u128(1))).unwrap());
+        let s2 = open(&rig, &rig.run(pool.open_snapshot(Uuid::from_u128(2))).unwrap());
+        assert_eq!(read(&rig, d, 0, 16384, 4096), [1, 2, 3, 1]);
+        assert_eq!(read(&rig, &s1, 0, 16384, 4096), [1, 1, 1, 1]);
+        assert_eq!(read(&rig, &s2, 0, 16384, 4096), [1, 2, 1, 1]);
+        assert_eq!(read(&rig, c, 0, 16384, 4096), [9, 1, 1, 1]);
+    };
+    check(&pool, &d, &c);
+    rig.run(pool.checkpoint()).unwrap();
+    check(&pool, &d, &c);
+    drop((d, c));
+    rig.run(pool.export()).unwrap();
+    let pool = import(&rig, &[&disk]);
+    let d = open(&rig, &pool.volume(volume.uuid()).unwrap());
+    let c = open(&rig, &pool.volume(clone.uuid()).unwrap());
+    check(&pool, &d, &c);
+}
+
+/// What blocks of a volume may hold after a crash.
+#[derive(Default)]
+struct Model {
+    /// Durable, then everything that was written since, acknowledged or not.
+    blocks: BTreeMap<u64, Vec<u64>>,
+}
+
+impl Model {
+    fn wrote(&mut self, block: u64, stamp: u64) {
+        self.blocks.entry(block).or_insert_with(|| vec![0]).push(stamp);
+    }
+
+    fn flushed(&mut self) {
+        for stamps in self.blocks.values_mut() {
+            stamps.drain(..stamps.len() - 1);
+        }
+    }
+
+    fn found(&mut self, block: u64, stamp: u64) -> bool {
+        let stamps = self.blocks.entry(block).or_insert_with(|| vec![0]);
+        let known = stamps.contains(&stamp);
+        *stamps = vec![stamp];
+        known
+    }
+}
+
+/// Writes, flushes, unmaps, snapshots and checkpoints at random, cuts the power at random, and looks.
+fn crashes(seed: u64, rounds: u64) {
+    let mut rng = Rng::new(seed);
+    let rig = Rig::new();
+    let block_bytes = if rng.one_in(2) { 512 } else { 4096 };
+    let volatile = !rng.one_in(4);
+    let disks: Vec<SimDisk> = (0..1 + rng.below(2))
+        .map(|i| rig.disk(&format!("d{i}"), block_bytes, 40, volatile, seed * 7 + i))
+        .collect();
+    let disks: Vec<&SimDisk> = disks.iter().collect();
+    let mut pool = create(&rig, &disks);
+    let size = 4 * MIB;
+    let volume = rig.run(pool.create_volume(thin("v", size))).unwrap();
+    let uuid = volume.uuid();
+    let mut model = Model::default();
+    let mut stamp = 1;
+    let mut snapshots = 0;
+    for round in 0..rounds {
+        let d = open(&rig, &pool.volume(uuid).unwrap());
+        for _ in 0..rng.below(120) {
+            match rng.below(40) {
+                0..=29 => {
+                    let count = if rng.one_in(4) { 1 + rng.below(16) } else { 1 };
+                    let block = rng.below(size / 4096 - count);
+                    let len = (count * 4096) as u32;
+                    let buf = stamped(&rig, len, stamp);
+                    let (result, _) = rig.run(d.write_at(block * 4096, len, buf));
+                    result.unwrap();
+                    (block..block + count).for_each(|b| model.wrote(b, stamp));
+                    stamp += 1;
+                }
+                30..=32 => {
+                    rig.run(d.flush()).unwrap();
+                    model.flushed();
+                }
+                33..=35 => {
+                    let count = 1 + rng.below(100);
+                    let block = rng.below(size / 4096 - count);
+                    let range =
+                        aio::facade::ByteRange { offset_bytes: block * 4096, len_bytes: count * 4096 };
+                    rig.run(d.unmap(&[range])).unwrap();
+                    (block..block + count).for_each(|b| model.wrote(b, 0));
+                }
+                36..=37 => {
+                    let block = rng.below(size / 4096);
+                    let stamps = model.blocks.get(&block).map_or(0, |s| *s.last().unwrap());
+                    assert_eq!(
+                        read(&rig, &d, block * 4096, 4096, 4096),
+                        [stamps],
+                        "seed {seed} block {block}"
+                    );
+                }
+                38 => rig.run(pool.checkpoint()).unwrap(),
+                _ if snapshots < 6 => {
+                    snapshots += 1;
+                    rig.run(pool.create_snapshot(uuid, snap(&format!("s{snapshots}"), snapshots))).unwrap();
+                    model.flushed();
+                }
+                _ => {}
+            }
+        }
+        // Some that are in flight when the power goes.
+        let mut writes = Vec::new();
+        for _ in 0..rng.below(12) {
+            let block = rng.below(size / 4096);
+            let buf = stamped(&rig, 4096, stamp);
+            model.wrote(block, stamp);
+            stamp += 1;
+            let d = d.clone();
+            writes.push(Box::pin(async move { d.write_at(block * 4096, 4096, buf).await }));
+        }
+        for write in &mut writes {
+            let _ = rig.run_for(1, write.as_mut());
+        }
+        (0..rng.below(60)).for_each(|_| rig.turn());
+        disks.iter().for_each(|disk| disk.cut_power());
+        drop(writes);
+        drop(d);
+        // The dead pool's own end.
+        let _ = rig.run(pool.export());
+        pool = import(&rig, &disks);
+        let d = open(&rig, &pool.volume(uuid).unwrap());
+        for block in 0..size / 4096 {
+            let found = read(&rig, &d, block * 4096, 4096, 4096)[0];
+            assert!(model.found(block, found), "seed {seed} round {round}: block {block} holds {found}");
+        }
+        rig.run(d.close());
+    }
+}
+
+#[test]
+fn power_cuts_lose_nothing_that_was_flushed() {
+    let seeds = std::env::var("KEELSON_LVS_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(20);
+    let first = std::env::var("KEELSON_LVS_FIRST").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
+    for seed in first..first + seeds {
+        crashes(seed, 4);
+    }
+}
