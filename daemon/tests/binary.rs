@@ -16,7 +16,7 @@ use raw::RawHost;
 fn keelson() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_keelson"));
     // What the caller's environment says must not matter.
-    for name in ["MY_POD_IP", "RUST_LOG", "API_VERSION", "NVMF_TGT_IFACE", "HOSTNQN"] {
+    for name in ["MY_POD_IP", "RUST_LOG", "API_VERSION", "NVMF_TGT_IFACE", "HOSTNQN", "DIAGNOSE_STACK"] {
         command.env_remove(name);
     }
     command
@@ -132,6 +132,17 @@ fn failures_end_with_1_and_a_sentence() {
         assert!(stderr.contains(want), "{args:?}: {stderr}");
         assert!(!stderr.contains("panicked") && !stderr.contains("Status {"), "{stderr}");
     }
+}
+
+#[test]
+fn a_running_process_is_diagnosed_and_nothing_is_served() {
+    let pid = std::process::id().to_string();
+    let done = run(&["serve", "-d", &pid]);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    assert!(text(&done.stdout).starts_with(&format!("Process {pid}, ")), "{}", text(&done.stdout));
+    let none = run(&["serve", "--diagnose-stack", "4294967295"]);
+    assert_eq!(none.status.code(), Some(1));
+    assert!(text(&none.stderr).contains("4294967295"), "{}", text(&none.stderr));
 }
 
 #[test]
