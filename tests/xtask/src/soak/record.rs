@@ -2,6 +2,7 @@
 
 use crate::process::root;
 use anyhow::{Context, Result};
+use std::fs::File;
 use std::path::PathBuf;
 
 const HEADING: &str = "| what | tree | commit | from | to | result |\n|---|---|---|--:|--:|---|\n";
@@ -31,7 +32,10 @@ pub(super) struct Row {
 
 impl Record {
     pub(super) fn read() -> Result<Self> {
-        let path = root().join("docs/soak.md");
+        Self::read_from(root().join("docs/soak.md"))
+    }
+
+    fn read_from(path: PathBuf) -> Result<Self> {
         let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         let (prose, table) = text.split_once(HEADING).context("docs/soak.md has lost its table")?;
         Ok(Self { path, prose: prose.into(), rows: rows(table)? })
@@ -48,8 +52,13 @@ impl Record {
         self.rows.iter().filter(|row| row.what == what).map(|row| row.to).max().unwrap_or(0)
     }
 
-    /// Adds a piece and writes the file: beside it first, so that a kill at any moment leaves a whole one.
+    /// Adds a piece to what the file says now, for another soak may have added to it, and writes the file: beside it
+    /// first, so that a kill at any moment leaves a whole one.
     pub(super) fn add(&mut self, row: Row) -> Result<()> {
+        let lock = std::env::temp_dir().join("keelson-soak.lock");
+        let lock = File::create(&lock).with_context(|| format!("creating {}", lock.display()))?;
+        lock.lock().context("waiting for another soak to write its record")?;
+        *self = Self::read_from(self.path.clone())?;
         add(&mut self.rows, row);
         let table: String = self.rows.iter().map(Row::line).collect();
         let beside = self.path.with_extension("md.new");
@@ -133,6 +142,21 @@ mod tests {
         assert_eq!(record.done("sim net", "new"), 20);
         assert_eq!(record.done("sim other", "new"), 0);
         assert_eq!(record.reached("sim net"), 95, "new seeds, not those again");
+    }
+
+    /// A bug: the second of two soaks wrote over what the first had added.
+    #[test]
+    fn two_soaks_add_to_one_file() {
+        let path = std::env::temp_dir().join(format!("keelson-soak-test-{}.md", std::process::id()));
+        std::fs::write(&path, format!("Prose.\n{HEADING}")).unwrap();
+        let [mut first, mut second] = [0, 1].map(|_| Record::read_from(path.clone()).unwrap());
+        first.add(piece("t", 0, 10)).unwrap();
+        second.add(Row { what: "fuzz a".into(), ..piece("t", 0, 120) }).unwrap();
+        first.add(piece("t", 10, 30)).unwrap();
+        let read = Record::read_from(path.clone()).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!((read.done("sim net", "t"), read.done("fuzz a", "t")), (30, 120));
+        assert_eq!(read.prose, "Prose.\n");
     }
 
     #[test]
