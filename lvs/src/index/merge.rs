@@ -281,7 +281,7 @@ where
         let purging = self.purge.as_ref().is_some_and(|purge| purge.left > 0);
         if let (true, false, None, Some(first)) = (purging, leftmost, self.weave.last, entries.first()) {
             let before = entry_before(self.sink, &self.tree, first.block, first.version.birth).await?;
-            self.weave.last = before.map(|leaf| Last::unchanged(leaf.block.0, leaf.version.birth));
+            self.weave.last = before.map(|leaf| Last { block: leaf.block.0, birth: leaf.version.birth });
         }
         let mut job = self.weave.begin(entries, fence, leftmost);
         let mut rewrite = open == Open::Surely || self.weave.applies(&job);

@@ -367,6 +367,22 @@ fn some_pages(w: &World, rng: &mut Rng) -> Vec<(PageTag, u64)> {
     some
 }
 
+#[test]
+fn what_a_merge_supersedes_goes_with_it_wherever_it_stands() {
+    let mut rng = Rng::new(3);
+    let mut w = World::new((6, 4), 200, false);
+    for round in 0..300 {
+        (0..1 + rng.below(4)).for_each(|_| w.write(rng.below(200)));
+        if round % 7 == 0 {
+            w.unmap(rng.below(150), 20);
+        }
+        w.freeze();
+        w.merge(&[]);
+        w.check_tree(true, &format!("round {round}"));
+    }
+    w.compare_all("at the end");
+}
+
 /// A tree of `blocks` written blocks, one by one in the order of `order`, merged every 3000.
 fn filled(blocks: u64, order: impl Fn(u64) -> u64) -> World {
     let mut w = World::new((LEAF_CAPACITY, CHILD_CAPACITY), blocks, false);

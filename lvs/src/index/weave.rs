@@ -77,14 +77,6 @@ struct Candidate {
 pub(super) struct Last {
     pub(super) block: u64,
     pub(super) birth: Seq,
-    /// The delta changed something of that block.
-    changed: bool,
-}
-
-impl Last {
-    pub(super) const fn unchanged(block: u64, birth: Seq) -> Self {
-        Self { block, birth, changed: false }
-    }
 }
 
 /// A leaf at work.
@@ -134,9 +126,8 @@ impl<'a, P: Iterator<Item = Update>, F: FnMut(Event)> Weave<'a, P, F> {
 
     /// True when something of the delta may belong between `from` and `fence`, so that the page has to be looked into.
     pub(super) fn reaches(&mut self, from: Spot, fence: Spot) -> bool {
-        let continues = self.last.is_some_and(|last| last.changed && last.block == from.block);
         let point = self.points.peek().is_some_and(|update| spot(update) < fence);
-        continues || point || self.range_reaches(from.block, fence.block.saturating_add(1))
+        point || self.range_reaches(from.block, fence.block.saturating_add(1))
     }
 
     /// True when a range of the delta that is not placed yet has a block in `first..end`.
@@ -162,9 +153,8 @@ impl<'a, P: Iterator<Item = Update>, F: FnMut(Event)> Weave<'a, P, F> {
     /// True when something of the delta does belong into the leaf.
     pub(super) fn applies(&mut self, job: &LeafJob) -> bool {
         let from = job.entries.first().map_or(0, |first| first.block.0);
-        let continues = self.last.is_some_and(|last| last.changed && last.block == from);
         let point = self.points.peek().is_some_and(|u| spot(u) < job.fence && u.block.0 < job.end);
-        continues || point || self.range_reaches(from, job.end)
+        point || self.range_reaches(from, job.end)
     }
 
     /// True when the leaf holds a version that nobody needs.
@@ -188,7 +178,7 @@ impl<'a, P: Iterator<Item = Update>, F: FnMut(Event)> Weave<'a, P, F> {
 
     /// The leaf stays as it is.
     pub(super) fn skip(&mut self, job: &LeafJob) {
-        self.last = job.entries.last().map(|tail| Last::unchanged(tail.block.0, tail.version.birth));
+        self.last = job.entries.last().map(|tail| Last { block: tail.block.0, birth: tail.version.birth });
         self.pass(job.end);
     }
 
@@ -247,7 +237,7 @@ impl<'a, P: Iterator<Item = Update>, F: FnMut(Event)> Weave<'a, P, F> {
         limit: Option<u64>,
         packer: &mut Packer<'_, S>,
     ) -> bool {
-        if !self.view.head || (job.next == 0 && !matches!(job.begin, Begin::Fresh)) {
+        if !self.view.head {
             return false;
         }
         let limit = limit.unwrap_or(job.end).min(job.end);
@@ -262,7 +252,7 @@ impl<'a, P: Iterator<Item = Update>, F: FnMut(Event)> Weave<'a, P, F> {
         job.next += count;
         job.at = tail.block.0 + 1;
         if job.next == job.entries.len() {
-            self.last = Some(Last::unchanged(tail.block.0, tail.version.birth));
+            self.last = Some(Last { block: tail.block.0, birth: tail.version.birth });
         }
         self.pass(job.at);
         true
@@ -337,10 +327,9 @@ impl<'a, P: Iterator<Item = Update>, F: FnMut(Event)> Weave<'a, P, F> {
         self.candidates.extend(holes);
         self.candidates.sort_by_key(|c| (core::cmp::Reverse(c.birth), !c.new));
         let tail = self.candidates.last().map(|c| c.birth);
-        let changed = self.candidates.iter().any(|c| c.new);
         self.choose(begin, open_end);
         if job.next >= job.entries.len() {
-            self.last = tail.map(|birth| Last { block: at, birth, changed: changed && open_end });
+            self.last = tail.map(|birth| Last { block: at, birth });
         }
         self.group.clear();
         let (block, len_blocks) = (BlockNo(at), end - at);
