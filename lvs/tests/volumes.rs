@@ -158,6 +158,42 @@ fn a_snapshot_keeps_what_was_and_a_clone_goes_its_own_way() {
     check(&pool, &d, &c);
 }
 
+/// The cleaner at work: many times the size of the pool is written to a volume that fills most of it.
+#[test]
+fn overwrites_go_on_for_ever_and_lose_nothing() {
+    let rig = Rig::new();
+    let disk = rig.disk("a", 4096, 48, true, 3);
+    let pool = create(&rig, &[&disk]);
+    let before = rig.run(pool.info()).unwrap();
+    let blocks = before.capacity_bytes / 4096 * 9 / 10;
+    let volume = rig.run(pool.create_volume(thin("v", blocks * 4096))).unwrap();
+    let d = open(&rig, &volume);
+    let mut rng = Rng::new(5);
+    let mut holds = vec![0; blocks as usize];
+    for stamp in 1..=(blocks * 4) {
+        let block = if stamp <= blocks { stamp - 1 } else { rng.below(blocks) };
+        write(&rig, &d, block * 4096, 4096, stamp);
+        holds[block as usize] = stamp;
+        if rng.one_in(500) {
+            rig.run(d.flush()).unwrap();
+        }
+    }
+    let check = |d: &Descriptor| {
+        for (block, &stamp) in holds.iter().enumerate() {
+            assert_eq!(read(&rig, d, block as u64 * 4096, 4096, 4096), [stamp], "block {block}");
+        }
+    };
+    check(&d);
+    rig.run(d.flush()).unwrap();
+    rig.run(d.close());
+    disk.cut_power();
+    let _ = rig.run(pool.export());
+    let pool = import(&rig, &[&disk]);
+    let d = open(&rig, &pool.volume(volume.uuid()).unwrap());
+    check(&d);
+    assert_eq!(rig.run(pool.volumes()).unwrap()[0].allocated_bytes / 4096, blocks);
+}
+
 /// What blocks of a volume may hold after a crash.
 #[derive(Default)]
 struct Model {

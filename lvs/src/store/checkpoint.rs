@@ -2,6 +2,7 @@
 //!
 //! `FORMAT.md` section 5 says why each step is where it is.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use super::lines::Line;
@@ -14,7 +15,7 @@ use crate::format::blob::BlobPtr;
 use crate::format::record::BlobKind;
 use crate::format::{catalog, label, segtable};
 use crate::index::{Delta, Event, LineView, PurgeCursor, Seen, Tree, TreeError, check, merge, purge};
-use crate::types::{BLOCK_BYTES, LineId, Pba, Seq};
+use crate::types::{BLOCK_BYTES, LineId, Pba, SegmentId, Seq};
 
 /// Segments that the next anchor names, in bytes: what an import has to read at most.
 const NAMED_BYTES: u64 = 192 << 20;
@@ -29,20 +30,32 @@ impl Store {
     /// What the hot path asked for.
     pub(super) async fn checkpoint_in_background(self: Rc<Self>) {
         // An error faults the pool, and whoever writes next is told.
-        let result = self.checkpoint(false).await;
-        if let Err(error) = result {
-            self.inner().fail_pool(&error.to_string());
+        loop {
+            let result = match self.checkpoint(false).await {
+                Ok(()) => self.clean().await,
+                error => error,
+            };
+            if let Err(error) = result {
+                self.inner().fail_pool(&error.to_string());
+            }
+            let mut inner = self.inner();
+            if !inner.has_no_room() {
+                break;
+            }
+            // What became free can be named by the next checkpoint; when there is nothing, the pool is full.
+            if inner.fault.is_some() || !inner.can_name_more() {
+                inner.give_up_on_space();
+                break;
+            }
         }
+        self.background.set(false);
     }
 
     /// Makes everything that completed before durable and found again at once. `clean`: nothing will follow.
     pub(crate) async fn checkpoint(self: &Rc<Self>, clean: bool) -> Result<(), LvsError> {
         let _pass = self.checkpoints.enter().await;
-        self.checkpointing.set(true);
         self.inner().want_checkpoint = false;
-        let result = self.checkpoint_inside(clean).await;
-        self.checkpointing.set(false);
-        result
+        self.checkpoint_inside(clean).await
     }
 
     async fn checkpoint_inside(self: &Rc<Self>, clean: bool) -> Result<(), LvsError> {
@@ -68,10 +81,12 @@ impl Store {
         let Some(frozen) = frozen else { return Ok(()) };
         let mut trees = Vec::new();
         let mut counts = Counts::default();
-        for id in frozen.lines().collect::<Vec<LineId>>() {
+        let touched = core::mem::take(&mut self.inner().touched);
+        let lines: BTreeSet<LineId> = frozen.lines().chain(touched.iter().map(|tag| tag.line)).collect();
+        for id in lines {
             let Some(line) = self.inner().lines.get(id).cloned() else { continue };
             let tree = Tree { line: id, root: line.root };
-            let merged = merge(writer, &tree, &frozen, view_of(&line), &[], |e| counts.add(id, e)).await;
+            let merged = merge(writer, &tree, &frozen, view_of(&line), &touched, |e| counts.add(id, e)).await;
             trees.push(merged.map_err(|e| self.tree_error(e))?);
         }
         writer.finish().await?;
@@ -231,8 +246,7 @@ impl Store {
         anchor.lines = writer.blob(BlobKind::Lines, &lines).await?;
         let names = {
             let mut inner = self.inner();
-            let most = NAMED_LEAST.max((NAMED_BYTES / inner.segment_bytes()) as usize);
-            let names = inner.space.names_for_anchor(most, KEEP_FOR_PAGES);
+            let names = inner.next_names();
             inner.space.reserve_names(&names);
             names
         };
@@ -325,6 +339,16 @@ impl Store {
 }
 
 impl Inner {
+    /// What the next anchor names.
+    fn next_names(&self) -> Vec<SegmentId> {
+        let most = NAMED_LEAST.max((NAMED_BYTES / self.segment_bytes()) as usize);
+        self.space.names_for_anchor(most, KEEP_FOR_PAGES)
+    }
+
+    fn can_name_more(&self) -> bool {
+        self.next_names().len() > self.space.named()
+    }
+
     /// The delta becomes frozen, a new one takes what comes. Returns where the log stood.
     fn freeze(&mut self) -> Result<Option<Stream>, LvsError> {
         self.check_fault()?;

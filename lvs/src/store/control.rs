@@ -228,7 +228,7 @@ impl Store {
                 let mut inner = self.inner();
                 inner.check_fault()?;
                 let inner = &mut *inner;
-                if inner.log.make_room(blocks, &mut inner.space) {
+                if inner.log.make_room(blocks, 0, &mut inner.space) {
                     placed.seq = inner.log.number();
                     placed.pba = inner.log.place(placed.seq, blocks, &mut inner.space).unwrap_or(Pba::NONE);
                     placed.blocks = blocks;

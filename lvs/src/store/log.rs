@@ -91,12 +91,13 @@ impl Log {
         self.stream.map_or(0, |s| space.segment_blocks() - s.offset)
     }
 
-    /// Makes sure that `blocks` fit into the open segment; opens the next one otherwise. False when none is named.
-    pub(crate) fn make_room(&mut self, blocks: u32, space: &mut Space) -> bool {
+    /// Makes sure that `blocks` fit into the open segment; opens the next one otherwise. False when no more than `keep`
+    /// are named.
+    pub(crate) fn make_room(&mut self, blocks: u32, keep: usize, space: &mut Space) -> bool {
         if self.left(space) >= blocks {
             return true;
         }
-        if blocks > space.segment_blocks() || space.named() == 0 {
+        if blocks > space.segment_blocks() || space.named() <= keep {
             return false;
         }
         if let Some(old) = self.stream.take() {
@@ -155,13 +156,13 @@ mod tests {
         space.reserve_names(&names);
         space.names_durable(&names);
         let mut log = Log::new(Seq(0));
-        assert!(log.make_room(200, &mut space));
+        assert!(log.make_room(200, 0, &mut space));
         let seq = log.number();
         assert_eq!(log.place(seq, 200, &mut space), Some(space.first_block(names[0])));
-        assert!(log.make_room(57, &mut space));
+        assert!(log.make_room(57, 0, &mut space));
         let seq = log.number();
         assert_eq!(log.place(seq, 57, &mut space), Some(space.first_block(names[1])));
-        assert!(!log.make_room(200, &mut space), "nothing is named any more");
-        assert!(!log.make_room(257, &mut space), "longer than a segment");
+        assert!(!log.make_room(200, 0, &mut space), "nothing is named any more");
+        assert!(!log.make_room(257, 0, &mut space), "longer than a segment");
     }
 }

@@ -16,6 +16,7 @@
 
 mod catalogue;
 mod checkpoint;
+mod clean;
 mod control;
 mod create;
 mod edges;
@@ -51,8 +52,8 @@ use aio::{
 
 use crate::format::anchor::Anchor;
 use crate::format::record::HeaderSeal;
-use crate::index::{Delta, HoleRange, PageAt, PageCache, PageSource};
-use crate::types::{BLOCK_BYTES, BlockNo, LineId, Seq};
+use crate::index::{Delta, HoleRange, PageAt, PageCache, PageSource, PageTag};
+use crate::types::{BLOCK_BYTES, BlockNo, LineId, SegmentId, Seq};
 
 use uuid::Uuid;
 
@@ -86,8 +87,8 @@ pub(crate) struct Store {
     inner: RefCell<Inner>,
     /// A task reads map pages for I/Os that wait for them.
     feeding: Cell<bool>,
-    /// A checkpoint is on its way.
-    checkpointing: Cell<bool>,
+    /// A task makes checkpoints and cleans.
+    background: Cell<bool>,
     /// Exported, destroyed, or given up.
     closed: Cell<bool>,
     /// One checkpoint at a time.
@@ -140,6 +141,10 @@ pub(crate) struct Inner {
     fault: Option<String>,
     /// A checkpoint should begin soon.
     want_checkpoint: bool,
+    /// Segments that this round of cleaning took.
+    cleaning: Vec<SegmentId>,
+    /// Map pages that have to leave their segments: the next merge writes them anew.
+    touched: Vec<PageTag>,
     /// Partial writes at work.
     partial_writes: u32,
     /// Room of the active delta that records in flight will take.
@@ -557,7 +562,7 @@ impl Store {
             let store = self.clone();
             drop(self.core.spawn(async move { store.feed().await }));
         }
-        if checkpoint && !self.checkpointing.get() {
+        if checkpoint && !self.background.replace(true) {
             let store = self.clone();
             drop(self.core.spawn(async move { store.checkpoint_in_background().await }));
         }

@@ -13,7 +13,7 @@ use crate::format::segtable::{self, SegmentState, Stream};
 use crate::types::{BLOCK_BYTES, Pba, SegmentId, Seq};
 
 /// Segments that nothing but checkpoints and the cleaner may take: a checkpoint's pages and blobs, and a target for the cleaner.
-pub(crate) const RESERVE_SEGMENTS: u32 = 6;
+pub(crate) const RESERVE_SEGMENTS: u32 = 10;
 
 /// Of the blocks that are left, the share that volumes never see: what keeps cleaning cheap (H20).
 const HIDDEN_PERCENT: u64 = 11;
@@ -225,6 +225,7 @@ impl Space {
     /// What the next anchor names: what is named and not opened, filled up to `most` from the free ones, of which
     /// `keep` stay for pages.
     pub(crate) fn names_for_anchor(&self, most: usize, keep: usize) -> Vec<SegmentId> {
+        let keep = keep.min(self.free.len() / 2);
         let new = self.free.len().saturating_sub(keep).min(most.saturating_sub(self.named.len()));
         // From the back: pages take from the front meanwhile.
         self.named.iter().copied().chain(self.free.iter().rev().take(new).copied()).collect()
@@ -322,13 +323,15 @@ impl Space {
         Ok(())
     }
 
-    /// The segment of the log with the fewest live blocks that a cleaner may take: closed, counted (at or below `base`) and not all live.
-    pub(crate) fn victim(&self, base: Seq) -> Option<SegmentId> {
+    /// The segment with the fewest live blocks that a cleaner may take: closed, counted (at or below `base`), not all
+    /// live, and not one of `but`. With its live blocks.
+    pub(crate) fn victim(&self, base: Seq, but: &[SegmentId]) -> Option<(SegmentId, u32)> {
         self.iter()
-            .filter(|(_, s)| s.state == State::Log && s.newest <= base && s.live > 0)
+            .filter(|(_, s)| matches!(s.state, State::Log | State::Pages) && s.newest <= base && s.live > 0)
             .filter(|(_, s)| s.live < self.segment_blocks - self.segment_blocks / 32)
+            .filter(|(id, _)| !but.contains(id))
             .min_by_key(|(_, s)| s.live)
-            .map(|(id, _)| id)
+            .map(|(id, s)| (id, s.live))
     }
 }
 
@@ -436,7 +439,8 @@ mod tests {
             space.wrote(id, Seq(n as u64 + 1));
             space.close(id, State::Log);
         }
-        assert_eq!(space.victim(Seq(2)), Some(names[1]), "the third is newer than the base");
-        assert_eq!(space.victim(Seq(3)), Some(names[2]));
+        assert_eq!(space.victim(Seq(2), &[]), Some((names[1], 3)), "the third is newer than the base");
+        assert_eq!(space.victim(Seq(3), &[]), Some((names[2], 1)));
+        assert_eq!(space.victim(Seq(3), &[names[2]]), Some((names[1], 3)));
     }
 }

@@ -20,6 +20,9 @@ pub(super) const MAX_RECORDS: usize = 8;
 /// Payload blocks of a record: with its header it is the 1 MiB that every device takes at once.
 pub(super) const MAX_PAYLOAD_BLOCKS: u32 = 255;
 
+/// Named segments that only the cleaner and the catalogue may open.
+const KEEP_NAMED: usize = 4;
+
 /// A record in flight.
 pub(super) struct RecordCtx {
     seq: Seq,
@@ -86,7 +89,8 @@ impl Inner {
     /// One record of the first writes in line. False when none could be made.
     fn build_record(&mut self) -> bool {
         let Some(&first) = self.pending.front() else { return false };
-        if !self.log.make_room(1 + self.ios[first].count, &mut self.space) {
+        let blocks = if self.ios[first].hole.is_some() { 0 } else { self.ios[first].count };
+        if !self.log.make_room(1 + blocks, KEEP_NAMED, &mut self.space) {
             self.want_checkpoint = true;
             return false;
         }
@@ -218,6 +222,21 @@ impl Inner {
         } else {
             Fit::Wait
         }
+    }
+
+    /// Does a write wait because no record can be placed?
+    pub(super) fn has_no_room(&mut self) -> bool {
+        let Some(&first) = self.pending.front() else { return false };
+        let blocks = if self.ios[first].hole.is_some() { 0 } else { self.ios[first].count };
+        !self.log.make_room(1 + blocks, KEEP_NAMED, &mut self.space)
+    }
+
+    /// Cleaning gained nothing, and still no record can be placed: writes that wait get an answer.
+    pub(super) fn give_up_on_space(&mut self) {
+        while let Some(io) = self.pending.pop_front() {
+            self.refused.push((io, IoStatus::CAPACITY_EXCEEDED));
+        }
+        self.answer_refused();
     }
 
     fn answer_refused(&mut self) {
