@@ -138,13 +138,13 @@ nvmet_share() { ln -s "$NVMET/subsystems/$1" "$NVMET/ports/1/subsystems/$1"; } #
 # ---- checks of a disk, whoever serves it
 
 # verify_disk LABEL DEVICE BLOCK_SIZE [MIB]: random reads and writes of many sizes, each write read back and compared
-# while the others go on; then trims with writes over them, compared as well.
+# while the others go on; then trims with writes over them, compared as well, on a quarter of it: each trim is small.
 verify_disk() {
     check "$1: fio mixed verify with trims, $3-byte blocks" \
         fio --direct=1 --ioengine=libaio --iodepth=16 --verify=crc32c --verify_fatal=1 --do_verify=1 --randseed=4711 \
-        --filename="$2" --size="${4:-16}M" --blockalign="$3" \
-        --name=mixed --rw=randrw --rwmixread=30 --bsrange="$3-64k" --verify_backlog=512 \
-        --name=trims --stonewall --rw=randtrimwrite --bs="$(($3 * 8))"
+        --filename="$2" --blockalign="$3" \
+        --name=mixed --size="${4:-16}M" --rw=randrw --rwmixread=30 --bsrange="$3-64k" --verify_backlog=512 \
+        --name=trims --size="$((${4:-16} / 4))M" --stonewall --rw=randtrimwrite --bs="$(($3 * 8))"
 }
 
 # file_system LABEL DEVICE KIND: make it, copy a tree, compare checksums after a new mount, check it.

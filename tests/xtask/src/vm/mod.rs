@@ -66,10 +66,11 @@ pub(crate) fn run(report: &mut Report, args: &Args) -> Result<()> {
     play(report, &scenarios, args.keelson.as_deref(), args.at_once)
 }
 
-/// Runs every scenario with a daemon built now.
+/// Runs every scenario with the programs that `cargo test --workspace` has built and left where `cargo build` does:
+/// building them by themselves would build the crates below once more, for fewer of their features.
 pub(crate) fn run_all(report: &mut Report) -> Result<()> {
     let scenarios = scenario::all(&root().join("tests/vm/scenarios"))?;
-    play(report, &scenarios, None, None)
+    play(report, &scenarios, Some(&target().join("debug/keelson")), None)
 }
 
 fn play(
