@@ -6,9 +6,11 @@
 //! - `target`: a whole target under several peers. - `initiator`: the whole initiator under a lying target.
 //! - `stream`: streams of PDUs, for all of these.
 //! - `text`: what people and programs write: URIs, settings, the configuration, the state file, the kernel's tables.
+//! - `lvs`: what stands on a pool's disks.
 
 mod engine;
 mod initiator;
+mod lvs;
 mod page;
 mod stream;
 mod target;
@@ -32,6 +34,11 @@ pub const ALL: &[Target] = &[
     text::CONFIG,
     text::STATE,
     text::HOST,
+    lvs::RECORD,
+    lvs::PAGE,
+    lvs::ANCHOR,
+    lvs::TABLES,
+    lvs::CATALOG,
 ];
 
 /// The targets, one a line, below a heading.

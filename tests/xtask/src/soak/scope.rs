@@ -31,6 +31,11 @@ const SCOPES: &[(&str, &[&str])] = &[
         &["aio/src/uri.rs", "daemon/src/config.rs", STATE, DESIRED, "daemon/src/exports.rs", TEXT],
     ),
     ("fuzz state", &[STATE, DESIRED, TEXT]),
+    ("fuzz lvs_record", &["lvs/src/format/record.rs", "lvs/src/format/record", LVS_TYPES, LVS]),
+    ("fuzz lvs_page", &["lvs/src/format/page.rs", LVS_TYPES, LVS]),
+    ("fuzz lvs_anchor", &["lvs/src/format", LVS_TYPES, LVS]),
+    ("fuzz lvs_tables", &["lvs/src/format", LVS_TYPES, LVS]),
+    ("fuzz lvs_catalog", &["lvs/src/format", LVS_TYPES, LVS]),
     ("fuzz tables", &["daemon/src/host", "daemon/src/serve/iface.rs", TEXT]),
 ];
 
@@ -39,6 +44,8 @@ const ENGINE: &str = "tests/fuzz/src/targets/engine.rs";
 const STREAM: &str = "tests/fuzz/src/targets/stream.rs";
 const TEXT: &str = "tests/fuzz/src/targets/text.rs";
 const RIG: &str = "tests/fuzz/src/rig";
+const LVS: &str = "tests/fuzz/src/targets/lvs.rs";
+const LVS_TYPES: &str = "lvs/src/types.rs";
 const STATE: &str = "daemon/src/state.rs";
 const DESIRED: &str = "daemon/src/desired.rs";
 
