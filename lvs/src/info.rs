@@ -166,3 +166,26 @@ pub struct IoStats {
     /// Bytes.
     pub unmapped_bytes: u64,
 }
+
+/// What the offline checker found.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct CheckReport {
+    /// Name of the pool.
+    pub pool: String,
+    /// Its identity.
+    pub uuid: Uuid,
+    /// Lines looked at: volumes with their snapshots.
+    pub lines: u64,
+    /// Map pages read and checked.
+    pub pages: u64,
+    /// Blocks of data that the maps refer to.
+    pub blocks: u64,
+    /// Blocks of data in the log that are not in the maps yet.
+    pub tail_blocks: u64,
+    /// Bytes of data that were read and checked.
+    pub verified_bytes: u64,
+    /// How much is wrong.
+    pub wrong: u64,
+    /// What is wrong, in words: the first thousand.
+    pub findings: Vec<String>,
+}

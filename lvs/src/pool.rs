@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::LvsError;
 use crate::format::catalog::{SnapshotObject, VolumeObject};
 use crate::info::{
-    CreatePool, CreateSnapshot, CreateVolume, ImportPool, PoolInfo, SnapshotInfo, VolumeInfo,
+    CheckReport, CreatePool, CreateSnapshot, CreateVolume, ImportPool, PoolInfo, SnapshotInfo, VolumeInfo,
     VolumeProperties,
 };
 use crate::store::{Store, Target, open_stores};
@@ -33,6 +33,20 @@ struct Shared {
     geometry: aio::Geometry,
     /// Devices of volumes, and of snapshots that were opened.
     volumes: Mutex<BTreeMap<Uuid, Arc<Volume>>>,
+}
+
+/// Looks at a pool that is not open, without writing: labels, newest checkpoint, tables, every page of every map, the log,
+/// and (`data`) every block of data. What is wrong is in the report; an error means that it could not be looked at.
+pub async fn check(
+    home: CoreHandle,
+    devices: Vec<Arc<dyn BlockDevice>>,
+    data: bool,
+) -> Result<CheckReport, LvsError> {
+    let looked = home.call(move || async move {
+        let core = Core::current().expect("invariant: calls run on a core");
+        Store::inspect(&core, devices, data).await
+    });
+    looked.await.map_err(|_| LvsError::Closed { pool: String::new() })?
 }
 
 impl Pool {

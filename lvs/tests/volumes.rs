@@ -44,6 +44,13 @@ fn import(rig: &Rig, disks: &[&SimDisk]) -> Pool {
     rig.run(Pool::import(rig.home(), devices, ImportPool::default())).unwrap()
 }
 
+/// The offline checker finds nothing wrong.
+fn assert_clean(rig: &Rig, disks: &[&SimDisk], what: &str) {
+    let devices = disks.iter().map(|d| on(d)).collect();
+    let report = rig.run(lvs::check(rig.home(), devices, true)).unwrap();
+    assert_eq!(report.findings, Vec::<String>::new(), "{what}");
+}
+
 /// A buffer whose every 8 bytes say `stamp`.
 fn stamped(rig: &Rig, len: u32, stamp: u64) -> DmaBuf {
     let mut buf = rig.core().pools().unwrap().alloc(len).unwrap();
@@ -188,6 +195,7 @@ fn overwrites_go_on_for_ever_and_lose_nothing() {
     rig.run(d.close());
     disk.cut_power();
     let _ = rig.run(pool.export());
+    assert_clean(&rig, &[&disk], "after the cleaner");
     let pool = import(&rig, &[&disk]);
     let d = open(&rig, &pool.volume(volume.uuid()).unwrap());
     check(&d);
@@ -300,6 +308,7 @@ fn crashes(seed: u64, rounds: u64) {
         drop(d);
         // The dead pool's own end.
         let _ = rig.run(pool.export());
+        assert_clean(&rig, &disks, &format!("seed {seed} round {round}"));
         pool = import(&rig, &disks);
         let d = open(&rig, &pool.volume(uuid).unwrap());
         for block in 0..size / 4096 {

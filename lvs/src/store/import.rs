@@ -76,6 +76,19 @@ impl Store {
         devices: Vec<Arc<dyn BlockDevice>>,
         spec: ImportPool,
     ) -> Result<Rc<Self>, LvsError> {
+        let (store, durable) = Self::find(core, devices, spec).await?;
+        debug_assert!(durable >= store.inner().anchor.base);
+        store.begin_opening().await?;
+        store.open_for_use();
+        Ok(store)
+    }
+
+    /// Finds the pool that is on `devices` and everything in it, without writing. Also up to where its log was durable.
+    pub(super) async fn find(
+        core: &Core,
+        devices: Vec<Arc<dyn BlockDevice>>,
+        spec: ImportPool,
+    ) -> Result<(Rc<Self>, Seq), LvsError> {
         let disk = devices.first().map_or_else(String::new, |d| d.name().to_owned());
         let mut members = open_members(spec.name.as_deref().unwrap_or_default(), devices).await?;
         let label = labels(&mut members, &disk).await?;
@@ -92,10 +105,8 @@ impl Store {
         let anchor = newest_anchor(&members, &label).await?;
         let members = in_order(members, &anchor, &label)?;
         let store = Self::load(core, &label, members, anchor).await?;
-        store.replay(&damaged).await?;
-        store.begin_opening().await?;
-        store.open_for_use();
-        Ok(store)
+        let durable = store.replay(&damaged).await?;
+        Ok((store, durable))
     }
 
     /// A store with what the anchor leads to, as of its checkpoint.
@@ -158,7 +169,7 @@ impl Store {
     }
 
     /// Finds the records after the anchor and applies them.
-    async fn replay(self: &Rc<Self>, damaged: &impl Fn(String) -> LvsError) -> Result<(), LvsError> {
+    async fn replay(self: &Rc<Self>, damaged: &impl Fn(String) -> LvsError) -> Result<Seq, LvsError> {
         let (anchor, uuid, segment_blocks) = {
             let inner = self.inner();
             (inner.anchor.clone(), inner.uuid, inner.space.segment_blocks())
@@ -188,7 +199,7 @@ impl Store {
         for stream in &anchor.open {
             inner.space.close(stream.segment, State::Log);
         }
-        Ok(())
+        Ok(durable)
     }
 
     /// Collects the headers of a segment from block `offset` on.

@@ -47,7 +47,7 @@ impl Store {
         }
     }
 
-    async fn close(&self) {
+    pub(super) async fn close(&self) {
         open_stores::remove(self.inner().uuid);
         // Background work ends before the devices do.
         let _no_more = self.checkpoints.enter().await;

@@ -10,7 +10,8 @@
 //!
 //! Slow work, `async` on the home core:
 //! - `checkpoint`: freeze, merge, anchor, free. - `clean`: moves live blocks out of half-empty segments.
-//! - `catalogue`: volumes and snapshots. - `create`, `import`: how a store comes to be.
+//! - `catalogue`, `control`: volumes and snapshots. - `create`, `import`: how a store comes to be; `lifecycle`: its end.
+//! - `inspect`: the offline checker.
 //!
 //! Everything is on one core and in one cell: [`Store`] hands it out, never across an `await`.
 
@@ -24,6 +25,7 @@ mod facts;
 mod flush;
 mod gate;
 mod import;
+mod inspect;
 mod io;
 mod lifecycle;
 mod lines;

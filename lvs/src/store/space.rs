@@ -25,8 +25,10 @@ pub(crate) enum State {
     Free,
     /// Will be opened next by the log: a durable anchor says so.
     Named,
-    /// Records are appended.
+    /// Records of the log are appended.
     Open,
+    /// Map pages and blobs are appended.
+    OpenPages,
     /// Holds records of the log.
     Log,
     /// Holds map pages and blobs.
@@ -186,7 +188,7 @@ impl Space {
     /// Opens a free segment for pages.
     pub(crate) fn open_pages(&mut self) -> Option<SegmentId> {
         let id = self.free.pop_front()?;
-        self.set_state(id, State::Open);
+        self.set_state(id, State::OpenPages);
         Some(id)
     }
 
@@ -298,7 +300,7 @@ impl Space {
             state: match s.state {
                 State::Free | State::Named => SegmentState::Free,
                 State::Open | State::Log => SegmentState::Full(Stream::Hot),
-                State::Pages => SegmentState::Full(Stream::Meta),
+                State::OpenPages | State::Pages => SegmentState::Full(Stream::Meta),
             },
             age: 0,
         };
