@@ -34,6 +34,11 @@ A daemon, and a disk of it:
   keelson bdev list
   nvme connect -t tcp -a 127.0.0.1 -s 8420 -n nqn.2019-05.io.openebs:ram0      on the Linux host
 
+A pool, and a replica of it:
+  keelson pool create tpool /dev/sdb
+  keelson replica create tpool replica1 --size=10GiB --thin -p nvmf
+  keelson replica list
+
 Measure:
   keelson perf 'malloc:///m?size_mb=256' --rw randread --qd 128
 

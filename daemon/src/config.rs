@@ -1,4 +1,4 @@
-//! `--config FILE`: devices, subsystems and hosts, declared in TOML.
+//! `--config FILE`: devices, pools, subsystems and hosts, declared in TOML.
 //!
 //! ```toml
 //! [hosts]                                # short names for host NQNs
@@ -11,6 +11,16 @@
 //! uri = "malloc:///ram0?size_mb=64"
 //! share = true                           # exported alone, as nqn.2019-05.io.openebs:ram0
 //! hosts = ["db1"]                        # who may connect; left out = any host
+//!
+//! [[pool]]
+//! name = "tpool"
+//! disks = ["/dev/sdc", "/dev/sdd"]       # imported; a new pool is made where there is none and nothing else
+//! [[pool.replica]]                       # made when it is not there
+//! name = "replica1"
+//! size = "10GiB"
+//! thin = true
+//! share = true
+//! hosts = ["db1"]
 //!
 //! [[subsystem]]
 //! nqn = "twins"                          # or a whole NQN
@@ -27,10 +37,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rpc::nqn_from_name;
+use rpc::output::parse_size;
 use serde::Deserialize;
 
 use crate::desired::{self, Desired};
 use crate::exports::share;
+use crate::pools::lifecycle::disk_uri;
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -87,8 +99,24 @@ pub enum Problem {
     #[error("two subsystems have the NQN {0}: a shared device makes one of its own")]
     SubsystemTwice(String),
     /// `hosts` without `share`.
-    #[error("device {0:?} has hosts but not share = true")]
+    #[error("{0} has hosts but not share = true")]
     HostsWithoutShare(String),
+    /// Two pools of one name.
+    #[error("two pools are called {0:?}: names have to be unique")]
+    PoolTwice(String),
+    /// A pool of nothing.
+    #[error("pool {0:?} has no disks")]
+    PoolWithoutDisks(String),
+    /// A size that cannot be understood.
+    #[error("replica {name:?} has the size {size:?}: {why}")]
+    Size {
+        /// Which replica.
+        name: String,
+        /// As written.
+        size: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// One nsid twice.
     #[error("subsystem {nqn} has two namespaces {nsid}")]
     NsidTwice {
@@ -107,7 +135,31 @@ struct File {
     #[serde(default)]
     device: Vec<Device>,
     #[serde(default)]
+    pool: Vec<Pool>,
+    #[serde(default)]
     subsystem: Vec<Subsystem>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Pool {
+    name: String,
+    disks: Vec<String>,
+    #[serde(default)]
+    replica: Vec<Replica>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Replica {
+    name: String,
+    size: String,
+    #[serde(default)]
+    thin: bool,
+    #[serde(default)]
+    share: bool,
+    #[serde(default)]
+    hosts: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -175,9 +227,15 @@ fn resolve(file: File) -> Result<Desired, Problem> {
         if device.share {
             desired.subsystems.push(share(&name, hosts));
         } else if !hosts.is_empty() {
-            return Err(Problem::HostsWithoutShare(name));
+            return Err(Problem::HostsWithoutShare(format!("device {name:?}")));
         }
         desired.devices.push(desired::Device { uri: device.uri });
+    }
+    for pool in file.pool {
+        if desired.pools.iter().any(|p| p.name == pool.name) {
+            return Err(Problem::PoolTwice(pool.name));
+        }
+        desired.pools.push(resolve_pool(&file.hosts, pool, &mut names)?);
     }
     for subsystem in file.subsystem {
         desired.subsystems.push(resolve_subsystem(&file.hosts, subsystem)?);
@@ -189,6 +247,36 @@ fn resolve(file: File) -> Result<Desired, Problem> {
         }
     }
     Ok(desired)
+}
+
+/// `names`: those of devices, which replicas are as well.
+fn resolve_pool(
+    known: &BTreeMap<String, String>,
+    pool: Pool,
+    names: &mut BTreeSet<String>,
+) -> Result<desired::Pool, Problem> {
+    if pool.disks.is_empty() {
+        return Err(Problem::PoolWithoutDisks(pool.name));
+    }
+    for disk in &pool.disks {
+        disk_uri(disk).parse::<aio::uri::DeviceUri>()?;
+    }
+    let mut replicas = Vec::new();
+    for replica in pool.replica {
+        let name = replica.name;
+        if !names.insert(name.clone()) {
+            return Err(Problem::DeviceTwice(name));
+        }
+        let hosts = resolve_hosts(known, replica.hosts, || format!("replica {name:?}"))?;
+        if !replica.share && !hosts.is_empty() {
+            return Err(Problem::HostsWithoutShare(format!("replica {name:?}")));
+        }
+        let size_bytes = parse_size(&replica.size)
+            .map_err(|why| Problem::Size { name: name.clone(), size: replica.size, why })?;
+        let (thin, share) = (replica.thin, replica.share);
+        replicas.push(desired::Replica { name, size_bytes, thin, share, hosts });
+    }
+    Ok(desired::Pool { name: pool.name, disks: pool.disks, replicas })
 }
 
 fn resolve_subsystem(
@@ -257,6 +345,15 @@ mod tests {
             uri = "malloc:///ram0?size_mb=64"
             share = true
             hosts = ["db1"]
+            [[pool]]
+            name = "tpool"
+            disks = ["/dev/sdc", "malloc:///m?size_mb=64"]
+            [[pool.replica]]
+            name = "replica1"
+            size = "10GiB"
+            thin = true
+            share = true
+            hosts = ["db1"]
             [[subsystem]]
             nqn = "twins"
             hosts = ["db1", "nqn.2014-08.org.example:other"]
@@ -269,6 +366,11 @@ mod tests {
         )
         .unwrap();
         assert_eq!(desired.devices.len(), 2);
+        let [pool] = &desired.pools[..] else { panic!("{desired:?}") };
+        assert_eq!((pool.name.as_str(), pool.disks.len()), ("tpool", 2));
+        let replica = &pool.replicas[0];
+        assert_eq!((replica.size_bytes, replica.thin, replica.share), (10 << 30, true, true));
+        assert!(replica.hosts.contains("nqn.2014-08.org.nvmexpress:uuid:1"));
         let [share, twins] = &desired.subsystems[..] else { panic!("{desired:?}") };
         assert_eq!(share.nqn, "nqn.2019-05.io.openebs:ram0");
         assert_eq!(share.share_of.as_deref(), Some("ram0"));
@@ -300,6 +402,21 @@ mod tests {
                 &["\"a\"", "unique"],
             ),
             ("[[device]]\nuri = \"null:///a\"\nhosts = [\"nqn.h\"]\n", &["share = true"]),
+            ("[[pool]]\nname = \"a\"\ndisks = []\n", &["no disks"]),
+            ("[[pool]]\nname = \"a\"\n", &["disks"]),
+            ("[[pool]]\nname = \"a\"\ndisks = [\"sdb\"]\n", &["sdb"]),
+            (
+                "[[pool]]\nname=\"a\"\ndisks=[\"/b\"]\n[[pool]]\nname=\"a\"\ndisks=[\"/c\"]\n",
+                &["two pools", "unique"],
+            ),
+            (
+                "[[pool]]\nname=\"a\"\ndisks=[\"/b\"]\nreplica=[{name=\"r\",size=\"ten\"}]\n",
+                &["\"r\"", "\"ten\""],
+            ),
+            (
+                "[[pool]]\nname=\"a\"\ndisks=[\"/b\"]\nreplica=[{name=\"r\",size=\"1\",hosts=[\"nqn.h\"]}]\n",
+                &["share = true"],
+            ),
             ("[[subsystem]]\nnqn = \"a\"\nhosts = [\"db1\"]\n", &["db1", "[hosts]"]),
             ("[[subsystem]]\nnqn = \"a\"\n[[subsystem]]\nnqn = \"a\"\n", &["two subsystems"]),
             (

@@ -1,25 +1,26 @@
 //! `keelson demo`: the whole path in one command, on one machine, without root.
 //!
-//! A file becomes a disk, the disk is exported over NVMe/TCP, our own initiator connects to it like any host
-//! would, writes, reads back and checks, and the result is printed with the line that connects a Linux host. Then
-//! it goes on serving until Ctrl-C.
+//! A file becomes the disk of a pool, a thin replica of it is exported over NVMe/TCP, our own initiator connects to it
+//! like any host would, writes, reads back and checks, and the result is printed with the line that connects a Linux
+//! host. Then it goes on serving until Ctrl-C.
 
 use std::fs::OpenOptions;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use aio::facade::Descriptor;
+use aio::memory::DmaPool;
 use aio::reactor::{CoreHandle, EngineChoice, ReactorConfig, allowed_cores, spawn_thread};
-use aio::{BlockDevice, CoreId, DeviceUri};
+use aio::{BlockDevice, Core, CoreId, DeviceUri};
 use anyhow::Context;
 use clap::Args;
 use nvmf::target::TargetConfig;
 use rpc::output::{Units, parse_size};
 
-use crate::desired::{Desired, Device};
-use crate::exports::share;
+use crate::desired::{Desired, Pool, Replica};
 use crate::node::{VERSION, escape};
 use crate::perf::stamp::Stamp;
 use crate::perf::{Job, Pattern, Summary, Watch, run};
@@ -34,25 +35,32 @@ const DEFAULT_DIR: &str = "keelson-demo";
 /// Block size of the disk.
 const BLOCK_BYTES: u32 = 4096;
 
-/// The disk's file in it.
-const DISK: &str = "disk.img";
+/// The pool's file in it.
+const DISK: &str = "pool.img";
+
+/// Name of the pool, and of the replica in it: the last part of its NQN.
+const NAME: &str = "demo";
+
+/// What the measured part uses of the replica.
+const USED_BYTES: u64 = 64 << 20;
 
 /// Flags of `demo`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
-The disk is a sparse file: it takes as much space as is written. It stays when the demo ends, with what a host
-has written to it, and is used again by the next one. The measured part writes to its first 64 MiB, but only as
-long as nothing but earlier demos has written to the disk; otherwise it only reads.
+The pool's disk is a sparse file, and the replica in it is thin: they take as much space as is written. They stay
+when the demo ends, with what a host has written to them, and are used again by the next one. The measured part
+writes to the first 64 MiB of the replica, but only as long as nothing but earlier demos has written there; otherwise
+it only reads.
 
 Port 8420 of 127.0.0.1 is where `keelson serve` listens as well; --port chooses another one.")]
 pub struct DemoArgs {
     /// Port of the NVMe/TCP target on 127.0.0.1
     #[arg(long, value_name = "PORT", default_value_t = DEFAULT_NVMF_PORT)]
     port: u16,
-    /// Folder of the disk [default: ./keelson-demo]
+    /// Folder of the pool's file [default: ./keelson-demo]
     #[arg(long, value_name = "FOLDER")]
     dir: Option<PathBuf>,
-    /// Size of the disk when it is made
+    /// Size of the replica when it is made
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_size)]
     size: u64,
     /// Seconds of measuring for each of the three runs
@@ -73,17 +81,13 @@ pub async fn main(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<bool> 
     let time = Duration::try_from_secs_f64(args.time).context("--time is not a number of seconds")?;
     writeln!(out, "{VERSION}, a userspace NVMe storage engine\n")?;
     let disk = make_disk(&dir, args.size)?;
-    let is_ours = {
-        let disk = disk.clone();
-        tokio::task::spawn_blocking(move || holds_only_stamps(&disk)).await??
-    };
-    let daemon = Daemon::start(setup(args.port, &disk)?).await?;
+    let daemon = Daemon::start(setup(args.port, &disk, args.size)?).await?;
     if let Some(failure) = daemon.failures().first() {
         let failure = failure.clone();
         daemon.stop().await;
-        anyhow::bail!("the demo's disk cannot be served: {failure}");
+        anyhow::bail!("the demo's pool cannot be served: {failure}");
     }
-    let mut demo = Demo { daemon, disk, is_ours, time };
+    let mut demo = Demo { daemon, disk, time };
     demo.introduce(out)?;
     let result = tokio::select! {
         result = demo.measure(out) => result,
@@ -108,8 +112,10 @@ pub async fn main(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<bool> 
     Ok(clean)
 }
 
-/// Makes the disk's file unless it is there.
+/// Makes the pool's file unless it is there: with room for a replica of that size, for what the pool needs itself, and
+/// for a snapshot or two. It is sparse, so that this costs nothing.
 fn make_disk(dir: &Path, size_bytes: u64) -> anyhow::Result<PathBuf> {
+    let size_bytes = size_bytes.saturating_mul(2).saturating_add(64 << 20);
     std::fs::create_dir_all(dir)
         .with_context(|| format!("cannot make the folder {} (--dir chooses another)", dir.display()))?;
     let dir = dir.canonicalize()?;
@@ -123,42 +129,52 @@ fn make_disk(dir: &Path, size_bytes: u64) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// Whether every block of the disk is empty or was stamped by a demo: then nobody's data is on it. A disk that is
-/// too large to look through counts as somebody's.
-fn holds_only_stamps(disk: &Path) -> anyhow::Result<bool> {
-    const LARGEST_BYTES: u64 = 8 << 30;
-    const ZEROES: [u8; BLOCK_BYTES as usize] = [0; BLOCK_BYTES as usize];
-    let failed = || format!("cannot read the disk {}", disk.display());
-    let mut file = std::fs::File::open(disk).with_context(failed)?;
-    if file.metadata()?.len() > LARGEST_BYTES {
-        return Ok(false);
-    }
-    let mut chunk = vec![0; 1 << 20];
-    let mut lba = 0;
-    loop {
-        let len = file.read(&mut chunk).with_context(failed)?;
-        // A file's length is a multiple of the block; reads of regular files are cut at its end only.
-        for block in chunk[..len].chunks(BLOCK_BYTES as usize) {
-            let empty = *block == ZEROES[..block.len()];
-            if !empty && Stamp::read(block, lba).is_err() {
-                return Ok(false);
-            }
-            lba += 1;
+/// Whether every block that the measured part may write is empty or was stamped by a demo: then nobody's data is there.
+/// Runs on a core.
+async fn holds_only_stamps(device: Arc<dyn BlockDevice>) -> anyhow::Result<bool> {
+    const CHUNK_BYTES: u32 = 128 << 10;
+    let core = Core::current().expect("invariant: runs on a core");
+    let disk = Descriptor::open(device).await?;
+    let pool = DmaPool::new(core.memory(), CHUNK_BYTES, 1)?;
+    let mut buffer = pool.alloc();
+    let (mut offset_bytes, end) = (0, disk.len_bytes().min(USED_BYTES));
+    while offset_bytes < end {
+        let free = buffer.take().expect("invariant: each read gives the buffer back");
+        let len_bytes = u64::from(CHUNK_BYTES).min(end - offset_bytes) as u32;
+        let (result, filled) = disk.read_at(offset_bytes, len_bytes, free).await;
+        result?;
+        if !is_only_stamps(&filled[..len_bytes as usize], offset_bytes / u64::from(BLOCK_BYTES)) {
+            return Ok(false);
         }
-        if len == 0 {
-            return Ok(true);
-        }
+        buffer = Some(filled);
+        offset_bytes += u64::from(len_bytes);
     }
+    disk.close().await;
+    Ok(true)
 }
 
-/// The name of a device is its path, which makes an ugly NQN; a subsystem gives it a nice one.
-const SUBSYSTEM: &str = "demo";
+/// The same of whole blocks from `lba` on.
+fn is_only_stamps(bytes: &[u8], lba: u64) -> bool {
+    const ZEROES: [u8; BLOCK_BYTES as usize] = [0; BLOCK_BYTES as usize];
+    let blocks = bytes.chunks(BLOCK_BYTES as usize).zip(lba..);
+    blocks.into_iter().all(|(block, lba)| *block == ZEROES[..block.len()] || Stamp::read(block, lba).is_ok())
+}
 
-fn setup(port: u16, disk: &Path) -> anyhow::Result<Setup> {
+fn setup(port: u16, disk: &Path, size_bytes: u64) -> anyhow::Result<Setup> {
     let path = disk.to_str().context("the folder's name is not UTF-8 (--dir chooses another)")?;
     let escaped = escape(path, &['%', '?', '#']);
-    let mut subsystem = share(path, Default::default());
-    subsystem.nqn = rpc::nqn_from_name(SUBSYSTEM);
+    let replica = Replica {
+        name: NAME.to_owned(),
+        size_bytes: size_bytes / 4096 * 4096,
+        thin: true,
+        share: true,
+        hosts: Default::default(),
+    };
+    let pool = Pool {
+        name: NAME.to_owned(),
+        disks: vec![format!("aio://{escaped}?blk_size={BLOCK_BYTES}")],
+        replicas: vec![replica],
+    };
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     Ok(Setup {
         node_name: "demo".to_owned(),
@@ -175,10 +191,7 @@ fn setup(port: u16, disk: &Path) -> anyhow::Result<Setup> {
         engine: EngineChoice::Auto,
         target: TargetConfig::default(),
         state: None,
-        declared: Desired {
-            devices: vec![Device { uri: format!("aio://{escaped}?blk_size={BLOCK_BYTES}") }],
-            subsystems: vec![subsystem],
-        },
+        declared: Desired { pools: vec![pool], ..Desired::default() },
     })
 }
 
@@ -192,19 +205,19 @@ fn cores() -> io::Result<(CoreId, CoreId)> {
 struct Demo {
     daemon: Daemon,
     disk: PathBuf,
-    is_ours: bool,
     time: Duration,
 }
 
 impl Demo {
     fn nqn(&self) -> String {
-        rpc::nqn_from_name(SUBSYSTEM)
+        rpc::nqn_from_name(NAME)
     }
 
     fn introduce(&self, out: &mut dyn Write) -> io::Result<()> {
         let addr = self.daemon.engine().node().nvmf;
-        let size = self.daemon.engine().registry().list().first().map_or(0, |e| e.size_bytes());
-        writeln!(out, "Disk      {} ({})", self.disk.display(), Units::Binary.show(size))?;
+        let size = self.daemon.engine().registry().find(NAME).map_or(0, |e| e.size_bytes());
+        writeln!(out, "Pool      {NAME}, on {}", self.disk.display())?;
+        writeln!(out, "Replica   {NAME}, {}, thin", Units::Binary.show(size))?;
         writeln!(out, "Exported  {}", self.nqn())?;
         writeln!(out, "On        {addr} (NVMe/TCP)\n")?;
         out.flush()
@@ -227,7 +240,11 @@ impl Demo {
         let device = registry::open(&uri, host, &RemoteWishes::default()).await?.device;
         writeln!(out, "Connected to it with our own initiator, over TCP. Now some I/O, 4 KiB each:")?;
         let mut runs = vec![("random reads, 32 at a time", Pattern::RandRead, 32, false)];
-        if self.is_ours {
+        let is_ours = {
+            let device = device.clone();
+            host.call(move || async { holds_only_stamps(device).await }).await??
+        };
+        if is_ours {
             runs = vec![
                 (
                     "random writes, 32 at a time, each block stamped, all read back and checked",
@@ -250,7 +267,7 @@ impl Demo {
                 depth,
                 queues: 1,
                 time: self.time,
-                size_bytes: Some(64 << 20),
+                size_bytes: Some(USED_BYTES),
                 verify,
                 seed: 1,
             };
@@ -261,11 +278,11 @@ impl Demo {
             summary.write(out, false)?;
         }
         device.remove();
-        if !self.is_ours {
+        if !is_ours {
             let disk = self.disk.display();
             writeln!(
                 out,
-                "\nSomebody's data is on the disk, so nothing was written to it; remove {disk} for a new one."
+                "\nSomebody's data is in the replica, so nothing was written to it; remove {disk} for a new one."
             )?;
         }
         Ok(clean)
@@ -291,25 +308,29 @@ mod tests {
 
     #[test]
     fn somebodys_data_is_recognised() {
-        let dir = tempfile::tempdir().unwrap();
-        let disk = make_disk(dir.path(), 3 << 20).unwrap();
-        assert!(holds_only_stamps(&disk).unwrap(), "new");
-        let mut bytes = std::fs::read(&disk).unwrap();
+        let mut bytes = vec![0; 3 << 20];
+        assert!(is_only_stamps(&bytes, 0), "new");
         let stamp = Stamp { lba: 5, version: 1, writer: 2 };
         stamp.write(&mut bytes[5 * 4096..6 * 4096]);
-        std::fs::write(&disk, &bytes).unwrap();
-        assert_eq!(make_disk(dir.path(), 1 << 20).unwrap(), disk, "an old disk is used again");
-        assert!(holds_only_stamps(&disk).unwrap(), "written by a demo");
+        assert!(is_only_stamps(&bytes, 0), "written by a demo");
+        assert!(!is_only_stamps(&bytes, 1), "a stamp of elsewhere");
         bytes[700 * 4096 + 9] = 1;
-        std::fs::write(&disk, &bytes).unwrap();
-        assert!(!holds_only_stamps(&disk).unwrap());
+        assert!(!is_only_stamps(&bytes, 0));
+    }
+
+    #[test]
+    fn an_old_pool_is_used_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = make_disk(dir.path(), 3 << 20).unwrap();
+        std::fs::write(&disk, b"x").unwrap();
+        assert_eq!(make_disk(dir.path(), 1 << 20).unwrap(), disk);
+        assert_eq!(std::fs::read(&disk).unwrap(), b"x");
     }
 
     #[test]
     fn odd_folders_become_sound_uris() {
-        let setup = setup(0, Path::new("/tmp/a b%?#/disk.img")).unwrap();
-        let uri: DeviceUri = setup.declared.devices[0].uri.parse().unwrap();
-        assert_eq!(uri.name(), "/tmp/a b%?#/disk.img");
-        assert_eq!(setup.declared.subsystems[0].namespaces[0].device, uri.name());
+        let setup = setup(0, Path::new("/tmp/a b%?#/pool.img"), 1 << 30).unwrap();
+        let uri: DeviceUri = setup.declared.pools[0].disks[0].parse().unwrap();
+        assert_eq!(uri.name(), "/tmp/a b%?#/pool.img");
     }
 }

@@ -1,4 +1,4 @@
-//! What an operator asked for, as plain data: devices and subsystems. Read from `--config`, kept in
+//! What an operator asked for, as plain data: devices, pools and subsystems. Read from `--config`, kept in
 //! `--state-dir`, and applied by the [`engine`](crate::engine) at start.
 
 use std::collections::BTreeSet;
@@ -14,6 +14,9 @@ pub struct Desired {
     pub devices: Vec<Device>,
     /// In the order of creation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<Pool>,
+    /// In the order of creation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subsystems: Vec<Subsystem>,
 }
 
@@ -23,6 +26,36 @@ pub struct Desired {
 pub struct Device {
     /// What it is made from.
     pub uri: String,
+}
+
+/// A pool. What is in it, shares too, is recorded on its disks.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pool {
+    /// Its name.
+    pub name: String,
+    /// URIs or paths of all its disks.
+    pub disks: Vec<String>,
+    /// Replicas that are made when they are not in it. Of the configuration only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replicas: Vec<Replica>,
+}
+
+/// A replica that the configuration declares.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Replica {
+    /// Its name.
+    pub name: String,
+    /// Its size when it is made.
+    pub size_bytes: u64,
+    /// Space is taken when written.
+    pub thin: bool,
+    /// Exported alone.
+    pub share: bool,
+    /// NQNs of hosts that may connect; empty = any.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub hosts: BTreeSet<String>,
 }
 
 /// An exported subsystem.

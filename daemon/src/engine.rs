@@ -1,4 +1,5 @@
-//! The engine of one daemon: its cores, devices and exports, and every change to them.
+//! The engine of one daemon: its cores, devices, pools and exports, and every change to them. What changes pools is
+//! in [`pools`](crate::pools).
 //!
 //! Changes run one at a time, each in a task of its own, so that a client that goes away does not leave one half
 //! done. What was created by request is written to the state folder before the request is answered.
@@ -14,16 +15,20 @@ use rpc::mayastor::v1::{NvmeController, NvmeControllerIoStats, NvmeControllerSta
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
-use crate::desired::{Desired, Device, Namespace, Subsystem};
+use crate::desired::{self, Desired, Device, Namespace, Subsystem};
 use crate::error::EngineError;
 use crate::exports::{self, Exported, Exports};
 use crate::node::Node;
+use crate::pools::{PoolRef, Pools};
 use crate::registry::{self, Entry, Opened, Origin, Registry, RemoteWishes};
 use crate::serve::target_cores;
 use crate::state::StateDir;
 
 /// How long the target may take to say goodbye to its hosts.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// How long pools may take for their last checkpoint.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A controller of another host that this engine is connected to.
 #[derive(Clone)]
@@ -68,11 +73,14 @@ pub struct Engine {
     cores: Vec<CoreHandle>,
     registry: Registry,
     exports: Exports,
+    pools: Pools,
     store: Option<Arc<StateDir>>,
     /// Saved devices that could not be opened: kept, so that a disk that is missing once is not forgotten.
     unopened: Mutex<Vec<Device>>,
+    /// The same for pools.
+    unopened_pools: Mutex<Vec<desired::Pool>>,
     /// Held by the change that is under way.
-    change: tokio::sync::Mutex<()>,
+    pub(crate) change: tokio::sync::Mutex<()>,
 }
 
 impl Engine {
@@ -83,8 +91,10 @@ impl Engine {
             cores,
             registry: Registry::default(),
             exports: Exports::new(target),
+            pools: Pools::default(),
             store: store.map(Arc::new),
             unopened: Mutex::default(),
+            unopened_pools: Mutex::default(),
             change: tokio::sync::Mutex::default(),
         })
     }
@@ -102,6 +112,11 @@ impl Engine {
     /// Its devices.
     pub fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// Its pools.
+    pub fn pools(&self) -> &Pools {
+        &self.pools
     }
 
     /// Its subsystems.
@@ -137,6 +152,20 @@ impl Engine {
                 if origin == Origin::Request {
                     self.unopened.lock().unwrap_or_else(PoisonError::into_inner).push(device);
                 }
+            }
+        }
+        for pool in desired.pools {
+            let name = PoolRef::Name(pool.name.clone());
+            if self.pools.find(&name).is_some() {
+                failures.push(format!(
+                    "pool {} is in the configuration and in the state folder: the former counts",
+                    pool.name
+                ));
+                continue;
+            }
+            failures.extend(self.restore_pool(&pool, origin).await.iter().map(ToString::to_string));
+            if origin == Origin::Request && self.pools.find(&name).is_none() {
+                self.unopened_pools.lock().unwrap_or_else(PoisonError::into_inner).push(pool);
             }
         }
         for subsystem in desired.subsystems {
@@ -187,6 +216,11 @@ impl Engine {
         let failed = |source| EngineError::ResizeDevice { name: uri.name(), source };
         match &uri {
             DeviceUri::Bdev(_) | DeviceUri::Loopback(_) => {}
+            // A disk of a pool may grow, and no more.
+            DeviceUri::Malloc(m) if m.resize && BlockCount(m.blocks) < entry.device.size() => {
+                let shrunk = self.registry.usable(&uri.name())?.device.resize(BlockCount(m.blocks));
+                _ = shrunk.map_err(failed)?
+            }
             DeviceUri::Malloc(m) if m.resize => {
                 _ = entry.device.resize(BlockCount(m.blocks)).map_err(failed)?
             }
@@ -204,7 +238,7 @@ impl Engine {
         let wishes = RemoteWishes { hostnqn: Some(&self.node.hostnqn), queue_depth: None };
         let Opened { device, remote } = registry::open(&uri, &self.cores[0], &wishes).await?;
         let uri = registry::with_uuid(text, &uri, device.uuid());
-        let entry = Entry { device, remote, uri, origin };
+        let entry = Entry { remote, ..Entry::new(device, uri, origin) };
         self.registry.insert(entry.clone())?;
         Ok(entry)
     }
@@ -219,8 +253,11 @@ impl Engine {
                 info!(%name, "device forgotten, which could not be opened");
                 return self.save().await;
             }
-            let entry = self.registry.get(&name)?;
+            let entry = self.registry.usable(&name)?;
             check_uuid(&entry, &uri)?;
+            if entry.origin == Origin::Pool {
+                return Err(EngineError::DeviceIsReplica(name));
+            }
             if let Some(nqn) = self.exports.uses(&name) {
                 return Err(EngineError::DeviceInUse { name, nqn });
             }
@@ -240,12 +277,16 @@ impl Engine {
     ) -> Result<Entry, EngineError> {
         detached(async move {
             let _change = self.change.lock().await;
-            let entry = self.registry.get(&name)?;
+            let entry = self.registry.usable(&name)?;
             if self.exports.asked_share_of(&name).is_some() {
                 return Err(EngineError::AlreadyShared(name));
             }
+            if let Some(replica) = self.replica_of_device(&name).await {
+                self.share_volume(&replica, hosts).await?;
+                return Ok(entry);
+            }
             let desired = exports::share(&name, hosts.into_iter().collect());
-            self.exports.create(desired, &self.registry).await?;
+            self.exports.create(desired, Origin::Request, &self.registry).await?;
             info!(%name, "device shared");
             self.save().await?;
             Ok(entry)
@@ -257,6 +298,9 @@ impl Engine {
     pub async fn unshare_device(self: Arc<Self>, name: String) -> Result<(), EngineError> {
         detached(async move {
             let _change = self.change.lock().await;
+            if let Some(replica) = self.replica_of_device(&name).await {
+                return self.unshare_volume(&replica).await;
+            }
             // One that waits for its device as well: else it would be back with it.
             let Some(nqn) = self.exports.asked_share_of(&name) else { return Ok(()) };
             self.exports.destroy(&nqn).await?;
@@ -270,7 +314,7 @@ impl Engine {
     pub async fn create_subsystem(self: Arc<Self>, desired: Subsystem) -> Result<Exported, EngineError> {
         detached(async move {
             let _change = self.change.lock().await;
-            let exported = self.exports.create(desired, &self.registry).await?;
+            let exported = self.exports.create(desired, Origin::Request, &self.registry).await?;
             info!(nqn = %exported.desired.nqn, "subsystem created");
             self.save().await?;
             Ok(exported)
@@ -282,6 +326,10 @@ impl Engine {
     pub async fn destroy_subsystem(self: Arc<Self>, nqn: String) -> Result<(), EngineError> {
         detached(async move {
             let _change = self.change.lock().await;
+            let exported = self.exports.find(&nqn)?;
+            if let Some(replica) = self.replica_shared_as(&exported.desired).await {
+                return self.unshare_volume(&replica).await;
+            }
             self.exports.destroy(&nqn).await?;
             info!(%nqn, "subsystem destroyed");
             self.save().await
@@ -342,7 +390,10 @@ impl Engine {
                         return Err(EngineError::UnalignedSize { name, size_bytes, block_bytes });
                     }
                     let blocks = BlockCount(size_bytes / u64::from(block_bytes));
-                    blocking(move || device.resize(blocks)).await?.map_err(failed)?;
+                    match self.replica_of_device(&namespace.device).await {
+                        Some(replica) => self.resize_volume(&replica, size_bytes).await?,
+                        None => _ = blocking(move || device.resize(blocks)).await?.map_err(failed)?,
+                    }
                 }
                 None => _ = blocking(move || device.rescan()).await?.map_err(failed)?,
             }
@@ -361,6 +412,10 @@ impl Engine {
         detached(async move {
             let _change = self.change.lock().await;
             self.exports.change_hosts(&nqn, change)?;
+            let desired = self.exports.find(&nqn)?.desired;
+            if let Some(replica) = self.replica_shared_as(&desired).await {
+                self.record_hosts(&replica, &desired).await?;
+            }
             self.save().await?;
             self.exports.find(&nqn)
         })
@@ -392,6 +447,14 @@ impl Engine {
         unopened.len() < before
     }
 
+    /// The same for pools.
+    pub(crate) fn forget_unopened_pool(&self, name: &str) -> bool {
+        let mut unopened = self.unopened_pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = unopened.len();
+        unopened.retain(|p| p.name != name);
+        unopened.len() < before
+    }
+
     /// What would have to be asked for again after a restart.
     fn to_be_saved(&self) -> Desired {
         let requested = |origin| origin == Origin::Request;
@@ -399,16 +462,23 @@ impl Engine {
         let open = self.registry.list().into_iter().filter(|e| requested(e.origin));
         devices.extend(open.map(|e| Device { uri: e.uri }));
         let subsystems = self.exports.list().into_iter().filter(|e| requested(e.origin)).map(|e| e.desired);
-        Desired { devices, subsystems: subsystems.collect() }
+        let mut pools = self.unopened_pools.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let open = self.pools.list().into_iter().filter(|e| requested(e.origin));
+        pools.extend(open.map(|e| desired::Pool {
+            name: e.pool.name().to_owned(),
+            disks: e.members.into_iter().map(|m| m.uri).collect(),
+            replicas: Vec::new(),
+        }));
+        Desired { devices, pools, subsystems: subsystems.collect() }
     }
 
-    async fn save(&self) -> Result<(), EngineError> {
+    pub(crate) async fn save(&self) -> Result<(), EngineError> {
         let Some(store) = self.store.clone() else { return Ok(()) };
         let desired = self.to_be_saved();
         blocking(move || store.save(&desired)).await?.map_err(EngineError::NotRecorded)
     }
 
-    /// Says goodbye to all hosts, closes the devices and ends the cores. What was created by request stays in the
+    /// Says goodbye to all hosts, closes the pools and devices and ends the cores. What was created by request stays in the
     /// state folder. Takes a bounded time.
     pub async fn shut_down(&self) {
         // No change begins any more, and the one under way gets its time.
@@ -422,6 +492,9 @@ impl Engine {
         };
         if tokio::time::timeout(DRAIN_TIMEOUT, goodbye).await.is_err() {
             warn!("hosts did not let go in time");
+        }
+        if tokio::time::timeout(CLOSE_TIMEOUT, self.close_pools()).await.is_err() {
+            warn!("a pool was not closed in time; it is recovered when it is imported");
         }
         for entry in self.registry.list() {
             entry.device.remove();
@@ -447,7 +520,7 @@ impl Engine {
     }
 }
 
-fn check_uuid(entry: &Entry, uri: &DeviceUri) -> Result<(), EngineError> {
+pub(crate) fn check_uuid(entry: &Entry, uri: &DeviceUri) -> Result<(), EngineError> {
     let actual = entry.device.uuid();
     match uri.uuid() {
         // The uuid of a remote URI is the identity of a record above, not of the namespace.
@@ -459,13 +532,15 @@ fn check_uuid(entry: &Entry, uri: &DeviceUri) -> Result<(), EngineError> {
 }
 
 /// Runs a change to its end whatever becomes of the client.
-async fn detached<T: Send + 'static>(
+pub(crate) async fn detached<T: Send + 'static>(
     change: impl Future<Output = Result<T, EngineError>> + Send + 'static,
 ) -> Result<T, EngineError> {
     tokio::spawn(change).await.unwrap_or(Err(EngineError::ShuttingDown))
 }
 
 /// Runs what may block where that hurts nobody.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, EngineError> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, EngineError> {
     spawn_blocking(work).await.map_err(|_| EngineError::ShuttingDown)
 }

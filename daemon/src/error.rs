@@ -74,6 +74,20 @@ pub enum EngineError {
         /// Its block size.
         block_bytes: u32,
     },
+    /// A pool has it.
+    #[error("device \"{name}\" is a disk of pool \"{pool}\"; export or destroy that pool first")]
+    DeviceClaimed {
+        /// Which device.
+        name: String,
+        /// Which pool.
+        pool: String,
+    },
+    /// A replica is not destroyed as a device.
+    #[error("device \"{0}\" is a replica; `keelson replica destroy` removes it")]
+    DeviceIsReplica(String),
+    /// A pool or one of its replicas.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
     /// `Share` of what is shared.
     #[error("device \"{0}\" is shared already; unshare it first")]
     AlreadyShared(String),
@@ -108,6 +122,160 @@ pub enum EngineError {
     /// The daemon ends.
     #[error("the daemon is shutting down")]
     ShuttingDown,
+}
+
+/// A failed request about pools, replicas or snapshots.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    /// A pool of no disks.
+    #[error("invalid argument, missing devices")]
+    NoDisks,
+    /// One disk twice.
+    #[error("disk \"{0}\" is given more than once")]
+    DiskTwice(String),
+    /// Somebody uses the disk.
+    #[error("\"{disk}\" cannot be a disk of a pool: it is in use by {by}")]
+    DiskBusy {
+        /// Which.
+        disk: String,
+        /// By whom.
+        by: String,
+    },
+    /// A kind of pool that does not exist.
+    #[error("there is no pool type {0}: write 0 (Lvs) or 1 (Lvm)")]
+    UnknownType(i32),
+    /// LVM pools are not there.
+    #[error("lvm support not enabled")]
+    LvmNotEnabled,
+    /// As Mayastor restricts it.
+    #[error("cluster size {0} cannot be used: it has to be a multiple of 1 MiB, and 1 GiB at most")]
+    ClusterSize(u32),
+    /// As Mayastor restricts it.
+    #[error("metadata reservation ratio {0} cannot be used: it has to be larger than 0")]
+    MetadataRatio(f32),
+    /// That very pool is open.
+    #[error("pool \"{0}\" is open already")]
+    Exists(String),
+    /// Another pool has the name.
+    #[error("a pool \"{0}\" is open already, on other disks; give the new one another name")]
+    NameTaken(String),
+    /// Another open pool has the identity.
+    #[error("uuid {uuid} is that of pool \"{name}\", which is open already")]
+    UuidTaken {
+        /// The uuid.
+        uuid: uuid::Uuid,
+        /// Whose.
+        name: String,
+    },
+    /// No such pool.
+    #[error("Pool {0} not found")]
+    NotFound(String),
+    /// No such pool, where the request is about what would be in it.
+    #[error("Pool {0} not found: it is not open on this node")]
+    Missing(String),
+    /// The name or uuid is taken.
+    #[error("{what} \"{name}\" exists already")]
+    ObjectExists {
+        /// Kind of object.
+        what: &'static str,
+        /// Its name or uuid.
+        name: String,
+    },
+    /// No such replica.
+    #[error("Replica {0} not found")]
+    NoReplica(String),
+    /// No such snapshot.
+    #[error("Snapshot {0} not found")]
+    NoSnapshot(String),
+    /// The object is in another pool.
+    #[error("{what} {uuid} is in pool \"{actual}\", not in \"{asked}\"")]
+    OtherPool {
+        /// Kind of object.
+        what: &'static str,
+        /// Which.
+        uuid: uuid::Uuid,
+        /// Where it is.
+        actual: String,
+        /// Where it was said to be.
+        asked: String,
+    },
+    /// `ShareReplica` with NONE is not how a share ends.
+    #[error("replica \"{0}\" is shared; unshare it instead of sharing it with protocol NONE")]
+    SharedOtherwise(String),
+    /// The export of a replica could not be changed.
+    #[error("cannot change the share of replica \"{name}\": {source}")]
+    Share {
+        /// Which replica.
+        name: String,
+        /// Why.
+        #[source]
+        source: Box<EngineError>,
+    },
+    /// There are no nexuses yet.
+    #[error("Nexus {0} not found")]
+    NoNexus(String),
+    /// The store refused.
+    #[error("cannot {} {what}: {}", op.verb(), chain(source))]
+    Store {
+        /// What was attempted.
+        op: PoolOp,
+        /// On what.
+        what: String,
+        /// Why.
+        #[source]
+        source: lvs::LvsError,
+    },
+}
+
+/// What was asked of the store. The same refusal has different codes for different requests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PoolOp {
+    /// A new pool.
+    CreatePool,
+    /// A pool that is on its disks.
+    ImportPool,
+    /// Any other change of a pool as a whole.
+    ChangePool,
+    /// Reading lists and figures.
+    List,
+    /// A new replica.
+    CreateReplica,
+    /// Removing one.
+    DestroyReplica,
+    /// Another size for one.
+    ResizeReplica,
+    /// Its stored properties.
+    SetProperty,
+    /// A new snapshot.
+    CreateSnapshot,
+    /// Removing one.
+    DestroySnapshot,
+    /// A new clone.
+    CreateClone,
+}
+
+impl PoolOp {
+    fn verb(self) -> &'static str {
+        match self {
+            Self::CreatePool => "create pool",
+            Self::ImportPool => "import pool",
+            Self::ChangePool => "change pool",
+            Self::List => "look into pool",
+            Self::CreateReplica => "create replica",
+            Self::DestroyReplica => "destroy replica",
+            Self::ResizeReplica => "resize replica",
+            Self::SetProperty => "record the properties of replica",
+            Self::CreateSnapshot => "create snapshot",
+            Self::DestroySnapshot => "destroy snapshot",
+            Self::CreateClone => "create clone",
+        }
+    }
+
+    /// For `map_err`.
+    pub(crate) fn failed(self, what: impl Into<String>) -> impl FnOnce(lvs::LvsError) -> EngineError {
+        let what = what.into();
+        move |source| PoolError::Store { op: self, what, source }.into()
+    }
 }
 
 /// An error with everything that led to it, on one line.

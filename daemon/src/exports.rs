@@ -83,13 +83,17 @@ impl Exports {
     }
 
     /// Creates a subsystem with all its namespaces, or nothing. Nothing may wait for a device.
-    pub async fn create(&self, desired: Subsystem, registry: &Registry) -> Result<Exported, EngineError> {
+    pub async fn create(
+        &self,
+        desired: Subsystem,
+        origin: Origin,
+        registry: &Registry,
+    ) -> Result<Exported, EngineError> {
         let nqn = desired.nqn.clone();
         for namespace in &desired.namespaces {
-            registry.get(&namespace.device)?;
+            registry.usable(&namespace.device)?;
         }
-        let mut exported =
-            Exported { desired, origin: Origin::Request, created: false, live: BTreeSet::new() };
+        let mut exported = Exported { desired, origin, created: false, live: BTreeSet::new() };
         if self.lock().iter().any(|e| e.desired.nqn == nqn) {
             return Err(TargetError::SubsystemExists(nqn).into());
         }
@@ -125,6 +129,24 @@ impl Exports {
         failures
     }
 
+    /// A device goes away: the namespaces made of it end, and wait for a device of that name. Its share ends for
+    /// good.
+    pub async fn device_gone(&self, device: &str) -> Result<(), EngineError> {
+        if let Some(nqn) = self.asked_share_of(device) {
+            self.destroy(&nqn).await?;
+        }
+        for mut exported in self.list() {
+            let of_it = exported.desired.namespaces.iter().filter(|n| n.device == device);
+            let nsids: Vec<u32> = of_it.map(|n| n.nsid).filter(|n| exported.live.contains(n)).collect();
+            for nsid in nsids {
+                self.target.remove_namespace(&exported.desired.nqn, Nsid(nsid)).await?;
+                exported.live.remove(&nsid);
+                self.replace(exported.clone());
+            }
+        }
+        Ok(())
+    }
+
     /// Disconnects the hosts of a subsystem and removes it.
     pub async fn destroy(&self, nqn: &str) -> Result<(), EngineError> {
         let exported = self.find(nqn)?;
@@ -144,7 +166,7 @@ impl Exports {
         registry: &Registry,
     ) -> Result<Namespace, EngineError> {
         let mut exported = self.find(nqn)?;
-        let entry = registry.get(&namespace.device)?;
+        let entry = registry.usable(&namespace.device)?;
         // Numbers of those that wait for a device are taken as well.
         let taken = |n: u32| exported.desired.namespaces.iter().any(|ns| ns.nsid == n);
         namespace.nsid = nsid.or_else(|| (1..).find(|n| !taken(*n))).unwrap_or(u32::MAX);
@@ -254,7 +276,7 @@ impl Exports {
     }
 
     async fn serve(&self, nqn: &str, namespace: &Namespace, registry: &Registry) -> Result<(), EngineError> {
-        let entry = registry.get(&namespace.device)?;
+        let entry = registry.usable(&namespace.device)?;
         self.target.add_namespace(nqn, namespace_spec(namespace, &entry)).await?;
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! # Map
 //! - [`cli`]: the command line. - [`serve`]: the daemon: flags, cores, addresses, start and stop.
 //! - [`engine`]: every change to devices and exports, one at a time. - [`registry`]: block devices by name, made
-//!   from URIs. - [`exports`]: subsystems. - [`node`]: who this engine is.
+//!   from URIs. - [`pools`]: pools, replicas, snapshots. - [`exports`]: subsystems. - [`node`]: who this engine is.
 //! - [`desired`]: what was asked for, as plain data; [`config`] reads it from TOML, [`state`] keeps it over
 //!   restarts.
 //! - [`services`]: gRPC. - `metrics`: Prometheus. - [`log`]: log lines.
@@ -28,6 +28,7 @@ pub mod log;
 mod metrics;
 pub mod node;
 pub mod perf;
+pub mod pools;
 pub mod registry;
 pub mod serve;
 pub mod services;

@@ -22,6 +22,8 @@ pub enum Origin {
     Config,
     /// A request.
     Request,
+    /// A pool: its disks and replicas are there whenever it is.
+    Pool,
 }
 
 /// A device and how it came to be.
@@ -35,9 +37,16 @@ pub struct Entry {
     pub uri: String,
     /// Who asked for it.
     pub origin: Origin,
+    /// The pool that it is a disk of: nobody else may use it.
+    pub claimed_by: Option<String>,
 }
 
 impl Entry {
+    /// A device that nobody claims.
+    pub fn new(device: Arc<dyn BlockDevice>, uri: String, origin: Origin) -> Self {
+        Self { device, remote: None, uri, origin, claimed_by: None }
+    }
+
     /// Size of the device in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.device.size().0.saturating_mul(u64::from(self.device.geometry().block_bytes))
@@ -70,6 +79,22 @@ impl Registry {
     /// The device called `name`, or the error that there is none.
     pub fn get(&self, name: &str) -> Result<Entry, EngineError> {
         self.find(name).ok_or_else(|| EngineError::NoDevice(name.to_owned()))
+    }
+
+    /// As [`get`](Self::get), for use by somebody else than the pool that may have claimed it.
+    pub fn usable(&self, name: &str) -> Result<Entry, EngineError> {
+        let entry = self.get(name)?;
+        match entry.claimed_by {
+            None => Ok(entry),
+            Some(pool) => Err(EngineError::DeviceClaimed { name: name.to_owned(), pool }),
+        }
+    }
+
+    /// Reserves a device for a pool, or gives it back.
+    pub fn claim(&self, name: &str, pool: Option<String>) {
+        if let Some(entry) = self.lock().iter_mut().find(|e| e.device.name() == name) {
+            entry.claimed_by = pool;
+        }
     }
 
     /// Forgets a device.

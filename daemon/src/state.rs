@@ -141,11 +141,16 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<Desired, StateError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::{Device, Namespace, Subsystem};
+    use crate::desired::{Device, Namespace, Pool, Subsystem};
 
     fn sample() -> Desired {
         Desired {
             devices: vec![Device { uri: "malloc:///a?size_mb=1".into() }],
+            pools: vec![Pool {
+                name: "tpool".into(),
+                disks: vec!["aio:///dev/sdb?uuid=00000000-0000-0000-0000-000000000001".into()],
+                replicas: Vec::new(),
+            }],
             subsystems: vec![Subsystem {
                 nqn: "nqn.2019-05.io.openebs:a".into(),
                 share_of: Some("a".into()),

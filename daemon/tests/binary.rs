@@ -4,7 +4,7 @@
 
 mod raw;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -109,7 +109,7 @@ fn wrong_arguments_end_with_2_and_help_with_0() {
     for want in ["keelson demo", "keelson serve", "nvme connect", "keelson perf", "Exit codes"] {
         assert!(text(&help.stdout).contains(want), "{want}");
     }
-    for command in ["serve", "demo", "perf", "bdev", "subsystem"] {
+    for command in ["serve", "demo", "perf", "bdev", "subsystem", "pool", "replica", "snapshot", "stats", "test"] {
         assert_eq!(run(&[command, "--help"]).status.code(), Some(0), "{command}");
     }
 }
@@ -354,7 +354,7 @@ fn the_demo_does_as_it_says() {
         ];
         (port.clone(), keelson().args(args).stdout(Stdio::piped()).spawn().unwrap())
     };
-    let wait = |mut child: Child| {
+    let wait = |mut child: Child, meanwhile: &dyn Fn()| {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut shown = String::new();
         for line in lines.by_ref() {
@@ -364,6 +364,7 @@ fn the_demo_does_as_it_says() {
                 break;
             }
         }
+        meanwhile();
         signal(&child, rustix::process::Signal::INT);
         // It writes some more, and must have somebody to read it.
         let mut rest = String::new();
@@ -372,20 +373,89 @@ fn the_demo_does_as_it_says() {
         shown
     };
     let (port, child) = demo("0.2");
-    let shown = wait(child);
+    // A host writes to it while it serves.
+    let uri = format!("nvmf+tcp://127.0.0.1:{port}/nqn.2019-05.io.openebs:demo");
+    let host = || {
+        let perf = run(&["perf", &uri, "--rw", "randwrite", "--time", "0.2", "--size", "1MiB"]);
+        assert!(perf.status.success(), "{}", text(&perf.stderr));
+    };
+    let shown = wait(child, &host);
     let connect = format!("nvme connect -t tcp -a 127.0.0.1 -s {port} -n nqn.2019-05.io.openebs:demo");
     assert!(shown.contains(&connect), "{shown}");
     assert!(shown.contains("0 damaged"), "{shown}");
-    assert!(Path::new(dir.path()).join("disk.img").exists());
+    assert!(Path::new(dir.path()).join("pool.img").exists());
 
-    // Somebody's data on the disk is left alone.
-    let disk = dir.path().join("disk.img");
-    let mut bytes = std::fs::read(&disk).unwrap();
-    bytes[1024..1030].copy_from_slice(b"my fs!");
-    std::fs::write(&disk, &bytes).unwrap();
-    let shown = wait(demo("0.1").1);
+    // Somebody's data in the replica is left alone.
+    let shown = wait(demo("0.1").1, &|| {});
     assert!(shown.contains("nothing was written to it"), "{shown}");
-    let mut after = Vec::new();
-    std::fs::File::open(&disk).unwrap().read_to_end(&mut after).unwrap();
-    assert!(after == bytes, "the disk changed");
+}
+
+/// The session of the first public README, and what scripts rely on.
+#[test]
+fn the_session_of_the_first_readme() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    std::fs::File::create(&disk).unwrap().set_len(256 << 20).unwrap();
+    let disk = disk.to_str().unwrap();
+    let d = Served::start(&[]);
+    assert_eq!(d.answer(&["pool", "list"]), "No pools found\n");
+    assert_eq!(d.answer(&["replica", "list"]), "No replicas found\n");
+    assert_eq!(d.answer(&["pool", "create", "tpool", disk]), "tpool\n");
+    let list = d.answer(&["pool", "list"]);
+    assert!(list.starts_with("NAME ") && list.contains("tpool ") && list.contains("online"), "{list}");
+    let made = d.ask(&["replica", "create", "tpool", "replica1", "--size=10"]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    assert!(text(&made.stdout).starts_with("bdev:///replica1?uuid="), "{}", text(&made.stdout));
+    assert!(text(&made.stderr).contains("10.00 MiB (10485760 bytes), thick"), "{}", text(&made.stderr));
+    d.answer(&["replica", "create", "tpool", "replica2", "--size=100", "--thin"]);
+    let list = d.answer(&["-u", "i", "replica", "list"]);
+    assert!(list.contains("10.00 MiB") && list.contains("100.00 MiB"), "{list}");
+    assert_eq!(d.answer(&["replica", "destroy", "tpool", "replica1"]), "replica: replica1 is deleted\n");
+
+    // The form of Mayastor's client: bytes, and nothing but the URI on stdout.
+    let uuid = "7d6f5f0e-98c5-4f2c-8f6e-2f6d4bd6c003";
+    let made = d.answer(&["-q", "replica", "create", "r3", uuid, "tpool", "-s", "4194304", "-t"]);
+    assert_eq!(made, format!("bdev:///r3?uuid={uuid}\n"));
+    let json: serde_json::Value = serde_json::from_str(&d.answer(&["-o", "json", "replica", "list"])).unwrap();
+    assert_eq!(json["replicas"].as_array().unwrap().len(), 2);
+    let shared = d.answer(&["replica", "share", "r3", "nvmf"]);
+    assert!(shared.starts_with("nvmf+tcp://127.0.0.1:"), "{shared}");
+    assert_eq!(d.answer(&["replica", "resize", uuid, "8MiB"]), format!("replica {uuid} is resized\n"));
+    assert_eq!(d.answer(&["-o", "json", "replica", "resize", uuid, "4MiB"]), "");
+    let snapshot = "7d6f5f0e-98c5-4f2c-8f6e-2f6d4bd6c004";
+    let made = d.answer(&["snapshot", "create_for_replica", uuid, "volume/1", "volume", "1", snapshot]);
+    assert!(made.starts_with("SNAP_UUID ") && made.contains("volume/1"), "{made}");
+    let clone = d.answer(&["snapshot", "create_clone", snapshot, "c", "7d6f5f0e-98c5-4f2c-8f6e-2f6d4bd6c005"]);
+    assert!(clone.contains(snapshot), "{clone}");
+    let sum = d.answer(&["test", "wipe", "replica", "c", "-m", "checksum"]);
+    assert!(sum.lines().count() == 3 && sum.contains("  0x"), "{sum}");
+    assert!(d.answer(&["stats", "replica"]).contains("r3"));
+    assert!(d.answer(&["replica", "stats"]).starts_with("POOL "));
+    assert_eq!(d.answer(&["stats", "reset"]), "Stats Reset Completed\n");
+
+    for (args, want) in [
+        (vec!["replica", "destroy", "nobody"], "replica list"),
+        (vec!["replica", "destroy", "nowhere", "replica2"], "not there"),
+        (vec!["replica", "create", "nowhere", "r", "--size=1"], "FAILED_PRECONDITION"),
+        (vec!["pool", "create", "tpool", disk], "ALREADY_EXISTS"),
+        (vec!["pool", "destroy", "nowhere"], "NOT_FOUND"),
+    ] {
+        let output = d.ask(&args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        let stderr = text(&output.stderr);
+        assert!(stderr.starts_with("Error: ") && stderr.contains(want), "{args:?}: {stderr}");
+        assert_eq!(text(&output.stdout), "", "{args:?}");
+    }
+    for args in [
+        &["replica", "create", "tpool", "--size=1"][..],
+        &["replica", "create", "a", "b", "c", "d", "--size=1"],
+        &["replica", "create", "tpool", "r"],
+        &["replica", "destroy", uuid, "--pool-uuid", "a", "--pool-name", "b"],
+        &["pool", "create", "p"],
+    ] {
+        assert_eq!(d.ask(args).status.code(), Some(2), "{args:?}");
+    }
+    assert_eq!(d.answer(&["pool", "destroy", "tpool"]), "pool: tpool is deleted\n");
+    assert_eq!(d.answer(&["-q", "pool", "list"]), "");
+    d.stop();
 }

@@ -153,15 +153,15 @@ pub struct SnapshotInfo {
 /// Counters of a pool or a volume since it was opened or they were reset.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct IoStats {
-    /// Completed reads, and their bytes.
+    /// Reads that were taken.
     pub reads: u64,
     /// Bytes.
     pub read_bytes: u64,
-    /// Completed writes.
+    /// Writes that were taken.
     pub writes: u64,
     /// Bytes.
     pub written_bytes: u64,
-    /// Completed unmaps and zeroings.
+    /// Unmaps and zeroings that were taken.
     pub unmaps: u64,
     /// Bytes.
     pub unmapped_bytes: u64,

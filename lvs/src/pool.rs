@@ -11,12 +11,12 @@ use uuid::Uuid;
 use crate::LvsError;
 use crate::format::catalog::{SnapshotObject, VolumeObject};
 use crate::info::{
-    CheckReport, CreatePool, CreateSnapshot, CreateVolume, ImportPool, PoolInfo, SnapshotInfo, VolumeInfo,
-    VolumeProperties,
+    CheckReport, CreatePool, CreateSnapshot, CreateVolume, ImportPool, IoStats, PoolInfo, SnapshotInfo,
+    VolumeInfo, VolumeProperties,
 };
 use crate::store::{Store, Target, open_stores};
 use crate::types::{LineId, Seq};
-use crate::volume::{Volume, VolumeParts};
+use crate::volume::{Counters, Volume, VolumeParts};
 
 /// An open pool. Clones name the same one. Calls may come from any thread and any executor: they run on the pool's home core.
 ///
@@ -33,6 +33,7 @@ struct Shared {
     geometry: aio::Geometry,
     /// Devices of volumes, and of snapshots that were opened.
     volumes: Mutex<BTreeMap<Uuid, Arc<Volume>>>,
+    counters: Arc<Counters>,
 }
 
 /// Looks at a pool that is not open, without writing: labels, newest checkpoint, tables, every page of every map, the log,
@@ -92,6 +93,7 @@ impl Pool {
             volatile: inner.any_volatile(),
             geometry: inner.volume_geometry(),
             volumes: Mutex::default(),
+            counters: Arc::default(),
         }));
         for volume in inner.catalogue.volumes.values() {
             pool.add_volume(volume);
@@ -191,6 +193,11 @@ impl Pool {
         self.call(|store| async move { store.inner().volume_infos() }).await
     }
 
+    /// One volume.
+    pub async fn volume_info(&self, uuid: Uuid) -> Result<VolumeInfo, LvsError> {
+        self.call(move |store| async move { store.inner().volume_info(uuid) }).await
+    }
+
     /// The block device of a volume.
     pub fn volume(&self, uuid: Uuid) -> Option<Arc<Volume>> {
         self.volumes_lock().get(&uuid).filter(|v| !v.is_snapshot()).cloned()
@@ -240,6 +247,22 @@ impl Pool {
         Ok(self.add_volume(&made))
     }
 
+    /// What all volumes and snapshots were asked to do, since the pool was opened or the counters were reset.
+    pub fn io_stats(&self) -> IoStats {
+        self.0.counters.get()
+    }
+
+    /// The same of one volume; `None` when there is none.
+    pub fn volume_io_stats(&self, uuid: Uuid) -> Option<IoStats> {
+        self.volume(uuid).map(|v| v.counters().get())
+    }
+
+    /// Sets the counters of the pool and of all its volumes to zero.
+    pub fn reset_stats(&self) {
+        self.0.counters.reset();
+        self.volumes_lock().values().for_each(|v| v.counters().reset());
+    }
+
     fn add_volume(&self, v: &VolumeObject) -> Arc<Volume> {
         self.add(v.uuid, &v.name, v.line, Seq::MAX, v.size_bytes)
     }
@@ -259,6 +282,7 @@ impl Pool {
             volatile: self.0.volatile,
             size_bytes,
             incarnation: self.0.incarnation,
+            pool_counters: self.0.counters.clone(),
         });
         self.volumes_lock().insert(uuid, volume.clone());
         volume

@@ -6,6 +6,7 @@ use nvmf::target::core::{ConnectionInfo, TargetCoreStats};
 use nvmf::target::snapshot::{ControllerSnapshot, NamespaceSnapshot, SubsystemSnapshot};
 use rpc::mayastor::v1::NvmeControllerState;
 
+use super::pools;
 use super::text::{Kind, Page, seconds};
 use crate::engine::Engine;
 use crate::host::usage;
@@ -34,6 +35,7 @@ pub(super) async fn page(engine: &Engine) -> String {
     }
     controllers(&mut page, &subsystems, &queues);
     remotes(&mut page, engine);
+    pools::pools(&mut page, engine).await;
     page.finish()
 }
 

@@ -1,9 +1,11 @@
 //! Prometheus metrics on `--metrics ADDR`.
 //!
 //! - [`text`]: the exposition format. - [`collect`]: what is told, read from counters that the cores keep anyway.
+//! - [`pools`]: the part of pools and replicas.
 //! - this file: a server of exactly one page over HTTP/1.1.
 
 mod collect;
+mod pools;
 mod text;
 
 use std::sync::Arc;

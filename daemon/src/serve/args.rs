@@ -64,8 +64,11 @@ pub struct ServeArgs {
     /// Show what the threads of that process are doing, and exit; for a daemon that seems to hang
     #[arg(short = 'd', long, value_name = "PID", env = "DIAGNOSE_STACK")]
     pub diagnose_stack: Option<u32>,
+    /// Mayastor's pool file: pools to import, or to make, at the start
+    #[arg(short = 'P', value_name = "YAML")]
+    pub pool_file: Option<PathBuf>,
 
-    /// Devices, subsystems and hosts to start with (TOML)
+    /// Devices, pools, subsystems and hosts to start with (TOML)
     #[arg(long, value_name = "FILE", help_heading = OWN)]
     pub config: Option<PathBuf>,
     /// Where to keep what is created by request, so that it is there again after a restart
@@ -111,6 +114,9 @@ A configuration file:
   uri = \"aio:///dev/sdb\"
   share = true
   hosts = [\"db1\"]
+  [[pool]]
+  name = \"tpool\"
+  disks = [\"/dev/sdc\"]
   [[subsystem]]
   nqn = \"twins\"
   namespace = [{ device = \"ram0\" }, { device = \"ram1\" }]";
@@ -178,9 +184,6 @@ pub struct CompatArgs {
     /// Mayastor's configuration file; ours is --config
     #[arg(short = 'y', value_name = "YAML")]
     engine_yaml: Option<PathBuf>,
-    /// Mayastor's pool file
-    #[arg(short = 'P', value_name = "YAML")]
-    pool_yaml: Option<PathBuf>,
     /// Folder of persisted reservations
     #[arg(long, value_name = "FOLDER")]
     ptpl_dir: Option<PathBuf>,
@@ -245,7 +248,6 @@ impl CompatArgs {
         );
         note(self.json_rpc.is_some(), "-r: there is no JSON-RPC socket");
         note(self.engine_yaml.is_some(), "-y: Mayastor's settings are accepted and not read; see --config");
-        note(self.pool_yaml.is_some(), "-P: pools are not there yet");
         note(self.ptpl_dir.is_some(), "--ptpl-dir: reservations are not there yet");
         note(self.events_url.is_some(), "--events-url: events are not there yet");
         let on = |v: &Option<String>| v.as_deref().is_some_and(|v| matches!(v, "true" | "1" | "yes" | "on"));

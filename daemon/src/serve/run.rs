@@ -11,9 +11,15 @@ use aio::{Core, CoreId};
 use anyhow::{Context, bail};
 use nvmf::target::{Target, TargetConfig};
 use rpc::FILE_DESCRIPTOR_SET;
+use rpc::keelson::v1::pool_rpc_server::PoolRpcServer as OwnPoolRpcServer;
 use rpc::keelson::v1::subsystem_rpc_server::SubsystemRpcServer;
 use rpc::mayastor::v1::bdev_rpc_server::BdevRpcServer;
 use rpc::mayastor::v1::host_rpc_server::HostRpcServer;
+use rpc::mayastor::v1::pool_rpc_server::PoolRpcServer;
+use rpc::mayastor::v1::replica_rpc_server::ReplicaRpcServer;
+use rpc::mayastor::v1::snapshot_rpc_server::SnapshotRpcServer;
+use rpc::mayastor::v1::stats_rpc_server::StatsRpcServer;
+use rpc::mayastor::v1::test_rpc_server::TestRpcServer;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -31,9 +37,14 @@ use crate::node::Node;
 use crate::registry::Origin;
 use crate::services::bdev::BdevService;
 use crate::services::host::HostService;
+use crate::services::pool::{OwnPoolService, PoolService};
+use crate::services::replica::ReplicaService;
+use crate::services::snapshot::SnapshotService;
+use crate::services::stats::StatsService;
 use crate::services::subsystem::SubsystemService;
+use crate::services::test::TestService;
 use crate::state::StateDir;
-use crate::{config, log};
+use crate::{config, log, pools};
 
 /// How long requests that are being answered may take when the daemon ends.
 const GRPC_DRAIN: Duration = Duration::from_millis(500);
@@ -228,14 +239,14 @@ async fn serve_grpc(
     listener: TcpListener,
     mut stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<JoinHandle<()>> {
-    let bdev = BdevRpcServer::new(BdevService(engine.clone())).max_decoding_message_size(MAX_REQUEST_BYTES);
-    let host = HostRpcServer::new(HostService(engine.clone())).max_decoding_message_size(MAX_REQUEST_BYTES);
-    let subsystem =
-        SubsystemRpcServer::new(SubsystemService(engine)).max_decoding_message_size(MAX_REQUEST_BYTES);
+    /// A service on the engine, with its limit, known to the health service.
+    macro_rules! service {
+        ($health:ident, $server:ident, $service:ident) => {{
+            $health.set_serving::<$server<$service>>().await;
+            $server::new($service(engine.clone())).max_decoding_message_size(MAX_REQUEST_BYTES)
+        }};
+    }
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<BdevRpcServer<BdevService>>().await;
-    health.set_serving::<HostRpcServer<HostService>>().await;
-    health.set_serving::<SubsystemRpcServer<SubsystemService>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -247,9 +258,15 @@ async fn serve_grpc(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .add_service(health_service)
         .add_service(reflection)
-        .add_service(bdev)
-        .add_service(host)
-        .add_service(subsystem);
+        .add_service(service!(health, BdevRpcServer, BdevService))
+        .add_service(service!(health, HostRpcServer, HostService))
+        .add_service(service!(health, PoolRpcServer, PoolService))
+        .add_service(service!(health, ReplicaRpcServer, ReplicaService))
+        .add_service(service!(health, SnapshotRpcServer, SnapshotService))
+        .add_service(service!(health, StatsRpcServer, StatsService))
+        .add_service(service!(health, TestRpcServer, TestService))
+        .add_service(service!(health, OwnPoolRpcServer, OwnPoolService))
+        .add_service(service!(health, SubsystemRpcServer, SubsystemService));
     let stop = async move {
         // An error means that the daemon is gone, which is a reason to stop as well.
         let _ = stopped.wait_for(|stop| *stop).await;
@@ -269,7 +286,12 @@ impl ServeArgs {
         let environment = |name| std::env::var(name).ok();
         let pod_ip = environment("MY_POD_IP");
         let ip = iface::target_ip(&iface::Tables::default(), self.tgt_iface.as_deref(), pod_ip.as_deref())?;
-        let declared = self.config.as_deref().map(config::read).transpose()?.unwrap_or_default();
+        let mut declared = self.config.as_deref().map(config::read).transpose()?.unwrap_or_default();
+        if let Some(path) = &self.pool_file {
+            let (pools, failures) = pools::file::read(path);
+            failures.iter().for_each(|e| warn!("{}", crate::error::chain(e)));
+            declared.pools.extend(pools);
+        }
         Ok(Setup {
             node_name: self.node_name.clone(),
             hostnqn: environment("HOSTNQN"),

@@ -25,7 +25,13 @@ pub struct BdevService(pub Arc<Engine>);
 impl BdevService {
     fn describe(&self, entry: &Entry) -> Bdev {
         let device = &entry.device;
-        let claimed = self.0.exports().uses(device.name()).is_some();
+        let exported = self.0.exports().uses(device.name()).is_some();
+        let claimed = exported || entry.claimed_by.is_some();
+        let claimed_by = match &entry.claimed_by {
+            Some(pool) => format!("pool {pool}"),
+            None if exported => CLAIMED_BY_TARGET.to_owned(),
+            None => UNCLAIMED.to_owned(),
+        };
         let share_uri = self.0.share_uri(device.name());
         Bdev {
             name: device.name().to_owned(),
@@ -33,7 +39,7 @@ impl BdevService {
             num_blocks: device.size().0,
             blk_size: device.geometry().block_bytes,
             claimed,
-            claimed_by: if claimed { CLAIMED_BY_TARGET } else { UNCLAIMED }.to_owned(),
+            claimed_by,
             aliases: String::new(),
             uri: entry.uri.clone(),
             product_name: device.driver().to_owned(),

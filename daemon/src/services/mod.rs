@@ -1,11 +1,19 @@
 //! The gRPC services: thin, each call is a translation and one call of the [`engine`](crate::engine).
 //!
-//! - [`bdev`], [`host`]: package `mayastor.v1`. - [`subsystem`]: package `keelson.v1`.
+//! - [`bdev`], [`host`], [`pool`], [`replica`], [`snapshot`], [`stats`], [`test`]: package `mayastor.v1`.
+//! - [`subsystem`], and a part of [`pool`]: package `keelson.v1`.
+//! - `describe`: objects of pools as the API shows them.
 //! - `status`: the one place where errors become gRPC codes.
 //!
 //! Health and reflection come from tonic.
 
 pub mod bdev;
+mod describe;
 pub mod host;
+pub mod pool;
+pub mod replica;
+pub mod snapshot;
+pub mod stats;
 mod status;
 pub mod subsystem;
+pub mod test;

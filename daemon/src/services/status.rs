@@ -4,10 +4,11 @@
 //! INTERNAL) they are what existing clients expect.
 
 use aio::DeviceError;
+use lvs::LvsError;
 use nvmf::target::TargetError;
 use tonic::{Code, Status};
 
-use crate::error::EngineError;
+use crate::error::{EngineError, PoolError, PoolOp};
 
 impl From<EngineError> for Status {
     fn from(error: EngineError) -> Self {
@@ -27,6 +28,8 @@ fn code(error: &EngineError) -> Code {
         E::DeviceExists(_) | E::DeviceInUse { .. } | E::AlreadyShared(_) => Code::Internal,
         E::ResizeDevice { source: DeviceError::Unsupported { .. }, .. } => Code::FailedPrecondition,
         E::ResizeDevice { .. } | E::NoController(_) | E::NotRecorded(_) => Code::Internal,
+        E::DeviceClaimed { .. } | E::DeviceIsReplica(_) => Code::Internal,
+        E::Pool(source) => pool_code(source),
         E::Target(source) => target_code(source),
         E::Core(_) | E::ShuttingDown => Code::Unavailable,
     }
@@ -45,6 +48,61 @@ fn create_code(error: &DeviceError) -> Code {
         },
         DeviceError::Missing { .. } => Code::NotFound,
         _ => Code::InvalidArgument,
+    }
+}
+
+fn pool_code(error: &PoolError) -> Code {
+    use PoolError as P;
+    match error {
+        P::NoDisks
+        | P::DiskTwice(_)
+        | P::DiskBusy { .. }
+        | P::UnknownType(_)
+        | P::NameTaken(_)
+        | P::UuidTaken { .. }
+        | P::SharedOtherwise(_) => Code::InvalidArgument,
+        P::ClusterSize(_) | P::MetadataRatio(_) => Code::Internal,
+        P::Exists(_) | P::ObjectExists { .. } => Code::AlreadyExists,
+        P::NotFound(_) | P::NoReplica(_) | P::NoSnapshot(_) | P::NoNexus(_) => Code::NotFound,
+        // NOT_FOUND is left to the object itself.
+        P::Missing(_) | P::LvmNotEnabled => Code::FailedPrecondition,
+        P::OtherPool { .. } => Code::Aborted,
+        P::Share { .. } => Code::Internal,
+        P::Store { op, source, .. } => store_code(*op, source),
+    }
+}
+
+/// What the store refuses has a code that depends on the request.
+fn store_code(op: PoolOp, error: &LvsError) -> Code {
+    use LvsError as L;
+    match (op, error) {
+        (PoolOp::SetProperty, _) => Code::DataLoss,
+        (PoolOp::CreateSnapshot | PoolOp::CreateClone, L::Exists { .. }) => Code::Internal,
+        // As too large for what is there: a replica that exists could have been smaller.
+        (PoolOp::ResizeReplica, L::TooLarge { .. }) => Code::ResourceExhausted,
+        (PoolOp::ImportPool, L::Device { .. } | L::Io { .. }) => Code::InvalidArgument,
+        (_, L::NoSpace { .. }) => Code::ResourceExhausted,
+        (_, L::Exists { .. }) => Code::AlreadyExists,
+        (_, L::NotFound { .. }) => Code::NotFound,
+        (_, L::Closed { .. } | L::Faulted { .. }) => Code::FailedPrecondition,
+        (
+            _,
+            L::BadName { .. }
+            | L::BadSize { .. }
+            | L::TooLarge { .. }
+            | L::DiskCount { .. }
+            | L::DiskTooSmall { .. }
+            | L::DiskBlockSize { .. }
+            | L::DiskOccupied { .. }
+            | L::DiskOfPool { .. }
+            | L::NoPool { .. }
+            | L::OtherPool { .. }
+            | L::DiskMissing { .. }
+            | L::Damaged { .. }
+            | L::UnknownFeatures { .. },
+        ) => Code::InvalidArgument,
+        (_, L::Memory { .. }) => Code::ResourceExhausted,
+        (_, L::Device { .. } | L::Io { .. } | L::Encode { .. }) => Code::Internal,
     }
 }
 
@@ -138,6 +196,77 @@ mod tests {
             let status = Status::from(error);
             assert_eq!(status.code(), want, "{text}");
             assert_eq!(status.message(), text);
+            assert!(!text.contains("Error {") && !text.contains("Some("), "debug form: {text}");
+        }
+    }
+
+    fn store(op: PoolOp, source: LvsError) -> EngineError {
+        PoolError::Store { op, what: "x".into(), source }.into()
+    }
+
+    /// Every row is a promise to clients: control planes decide by these.
+    #[test]
+    fn codes_of_pools_are_those_of_the_api() {
+        let pool = || "p".to_owned();
+        let uuid = uuid::Uuid::nil();
+        let exists = || LvsError::Exists { what: "volume", name: "v".into(), pool: pool() };
+        let missing = || LvsError::NotFound { what: "volume", name: "v".into(), pool: pool() };
+        let full = || LvsError::NoSpace { pool: pool(), free_bytes: 1, needed_bytes: 2 };
+        let large = || LvsError::TooLarge { pool: pool(), size_bytes: 2, capacity_bytes: 1 };
+        let faulted = || LvsError::Faulted { pool: pool(), fault: "x".into() };
+        let device = || LvsError::Device {
+            pool: pool(),
+            source: DeviceError::Unsupported { op: "x", device: "d".into() },
+        };
+        let occupied = || LvsError::DiskOccupied { disk: "d".into(), found: "an ext4 file system" };
+        let other = || LvsError::OtherPool {
+            disk: "d".into(),
+            found_name: "q".into(),
+            found_uuid: uuid,
+            wanted: pool(),
+        };
+        let table: Vec<(EngineError, Code)> = vec![
+            (PoolError::NoDisks.into(), Code::InvalidArgument),
+            (PoolError::UnknownType(7).into(), Code::InvalidArgument),
+            (PoolError::LvmNotEnabled.into(), Code::FailedPrecondition),
+            (PoolError::ClusterSize(1).into(), Code::Internal),
+            (PoolError::MetadataRatio(0.0).into(), Code::Internal),
+            (PoolError::Exists(pool()).into(), Code::AlreadyExists),
+            (PoolError::NameTaken(pool()).into(), Code::InvalidArgument),
+            (PoolError::NotFound(pool()).into(), Code::NotFound),
+            (PoolError::Missing(pool()).into(), Code::FailedPrecondition),
+            (PoolError::NoReplica(pool()).into(), Code::NotFound),
+            (PoolError::SharedOtherwise(pool()).into(), Code::InvalidArgument),
+            (
+                PoolError::OtherPool { what: "replica", uuid, actual: pool(), asked: "q".into() }.into(),
+                Code::Aborted,
+            ),
+            (store(PoolOp::CreatePool, occupied()), Code::InvalidArgument),
+            (store(PoolOp::CreatePool, other()), Code::InvalidArgument),
+            (store(PoolOp::CreatePool, device()), Code::Internal),
+            (store(PoolOp::ImportPool, device()), Code::InvalidArgument),
+            (store(PoolOp::ImportPool, LvsError::NoPool { disk: "d".into() }), Code::InvalidArgument),
+            (store(PoolOp::CreateReplica, exists()), Code::AlreadyExists),
+            (store(PoolOp::CreateReplica, large()), Code::InvalidArgument),
+            (store(PoolOp::CreateReplica, full()), Code::ResourceExhausted),
+            (store(PoolOp::CreateReplica, LvsError::BadSize { size_bytes: 0 }), Code::InvalidArgument),
+            (store(PoolOp::CreateReplica, faulted()), Code::FailedPrecondition),
+            (store(PoolOp::ResizeReplica, full()), Code::ResourceExhausted),
+            (store(PoolOp::ResizeReplica, large()), Code::ResourceExhausted),
+            (store(PoolOp::DestroyReplica, missing()), Code::NotFound),
+            (store(PoolOp::DestroyReplica, device()), Code::Internal),
+            (store(PoolOp::SetProperty, faulted()), Code::DataLoss),
+            (store(PoolOp::CreateSnapshot, exists()), Code::Internal),
+            (store(PoolOp::CreateSnapshot, full()), Code::ResourceExhausted),
+            (store(PoolOp::CreateClone, exists()), Code::Internal),
+            (
+                EngineError::DeviceClaimed { name: "d".into(), pool: pool() },
+                Code::Internal,
+            ),
+        ];
+        for (error, want) in table {
+            let text = error.to_string();
+            assert_eq!(Status::from(error).code(), want, "{text}");
             assert!(!text.contains("Error {") && !text.contains("Some("), "debug form: {text}");
         }
     }

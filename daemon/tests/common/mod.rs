@@ -1,6 +1,8 @@
 //! A daemon in this process, on ports of its own, with a client.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test file uses some of it")]
 
+pub mod pools;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;

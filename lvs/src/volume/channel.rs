@@ -43,7 +43,11 @@ impl IoChannel for VolumeChannel {
         };
         match verdict {
             // SAFETY: as the caller promises.
-            Ok(()) => unsafe { inner.submit(self.queue, &self.volume.target, io, token) },
+            Ok(()) => unsafe { inner.submit(self.queue, &self.volume.target, io, token) }.inspect(|()| {
+                let block_bytes = self.volume.geometry.block_bytes;
+                self.volume.counters.count(io, block_bytes);
+                self.volume.pool_counters.count(io, block_bytes);
+            }),
             Err(status) => inner.refuse(self.queue, token, status),
         }
     }

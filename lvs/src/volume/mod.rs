@@ -1,10 +1,13 @@
 //! A volume or snapshot as a block device.
 //!
 //! - [`Volume`]: the control side, shared by all cores. - `channel`: the data side on the pool's home core.
+//! - `counters`: what it was asked to do.
 
 mod channel;
+mod counters;
 
 pub(crate) use channel::CHANNEL_DEPTH;
+pub(crate) use counters::Counters;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -36,6 +39,8 @@ struct Shared {
     alive: AtomicBool,
     incarnation: u128,
     events: EventHub,
+    counters: Counters,
+    pool_counters: Arc<Counters>,
 }
 
 /// What a volume is made of.
@@ -49,6 +54,7 @@ pub(crate) struct VolumeParts {
     pub(crate) volatile: bool,
     pub(crate) size_bytes: u64,
     pub(crate) incarnation: u128,
+    pub(crate) pool_counters: Arc<Counters>,
 }
 
 impl Volume {
@@ -70,6 +76,8 @@ impl Volume {
             alive: AtomicBool::new(true),
             incarnation: parts.incarnation,
             events: EventHub::default(),
+            counters: Counters::default(),
+            pool_counters: parts.pool_counters,
         };
         Arc::new(Self(Arc::new(shared)))
     }
@@ -82,6 +90,10 @@ impl Volume {
     /// The size in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.0.size().0 * u64::from(self.0.geometry.block_bytes)
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.0.counters
     }
 
     pub(crate) fn set_size_bytes(&self, size_bytes: u64) {

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::Printer;
-use crate::keelson::v1::{AddDiskRequest, CreatePoolRequest as OwnCreatePoolRequest};
+use crate::keelson::v1::CreatePoolRequest as OwnCreatePoolRequest;
 use crate::mayastor::v1::{
     CreatePoolRequest, DestroyPoolRequest, ExportPoolRequest, GrowPoolRequest, GrowPoolResponse,
     ImportPoolRequest, ListPoolOptions, Pool, PoolMetadataArgs, PoolState, PoolType, PoolTypeValue,
@@ -62,16 +62,6 @@ pub enum Command {
     Export(Which),
     /// Use what the disks have become larger by
     Grow(Which),
-    /// Add a disk to a pool, while it is in use
-    AddDisk {
-        /// Name or uuid
-        pool: String,
-        /// Path or device URI
-        disk: String,
-        /// Take the disk whatever is on it; what is on it is lost
-        #[arg(long)]
-        force: bool,
-    },
     /// List pools
     List {
         /// Only this one
@@ -143,13 +133,6 @@ pub(super) async fn run(
             let answer = client.pool().grow_pool(request).await;
             let answer = answer.map_err(ClientError::call(format!("grow pool \"{}\"", which.name)))?;
             printer.text(&grown(&answer.into_inner()))
-        }
-        Command::AddDisk { pool, disk, force } => {
-            let request = AddDiskRequest { pool: pool.clone(), disk: absolute(disk)?, force: *force };
-            let answer = client.own_pool().add_disk(request).await;
-            let answer = answer.map_err(ClientError::call(format!("add {disk} to pool \"{pool}\"")))?;
-            let answer = answer.into_inner();
-            printer.line(&answer, &answer.name)
         }
         Command::List { name, uuid, kind } => {
             let pooltype = kind.map(|k| PoolTypeValue { value: PoolType::from(k).into() });

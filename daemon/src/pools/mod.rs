@@ -1,0 +1,203 @@
+//! Pools and what is in them.
+//!
+//! # Map
+//! - This file: the open pools, and how objects are found in them. - [`lifecycle`]: creating, importing, growing,
+//!   closing. - [`replicas`], [`snapshots`]: changes of what is in them. - [`file`]: the pool file of Mayastor.
+//!
+//! Replicas are devices of the [`registry`](crate::registry) as well, so that they are exported like any other. What
+//! a pool holds, with names, shares and allowed hosts, is recorded on its disks; the state folder only remembers
+//! which disks belong to a pool that was asked for.
+
+pub mod file;
+pub mod lifecycle;
+pub mod replicas;
+pub mod snapshots;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use lvs::info::{SnapshotInfo, VolumeInfo};
+use uuid::Uuid;
+
+use crate::engine::Engine;
+use crate::error::{EngineError, PoolError, PoolOp};
+use crate::registry::Origin;
+
+/// A disk of an open pool.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Name of the device.
+    pub device: String,
+    /// The URI that opens it again.
+    pub uri: String,
+    /// The pool opened it, and closes it in the end.
+    pub owned: bool,
+}
+
+/// An open pool.
+#[derive(Clone)]
+pub struct PoolEntry {
+    /// The pool.
+    pub pool: lvs::Pool,
+    /// Its disks.
+    pub members: Vec<Member>,
+    /// Who asked for it.
+    pub origin: Origin,
+}
+
+/// How a request names a pool.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PoolRef {
+    /// By its name.
+    Name(String),
+    /// By its uuid, as text.
+    Uuid(String),
+    /// By either.
+    Either(String),
+}
+
+impl PoolRef {
+    fn text(&self) -> &str {
+        match self {
+            Self::Name(text) | Self::Uuid(text) | Self::Either(text) => text,
+        }
+    }
+
+    fn names(&self, pool: &lvs::Pool) -> bool {
+        let is_uuid = |text: &str| Uuid::parse_str(text).is_ok_and(|u| u == pool.uuid());
+        match self {
+            Self::Name(name) => pool.name() == name,
+            Self::Uuid(uuid) => is_uuid(uuid),
+            Self::Either(text) => pool.name() == text || is_uuid(text),
+        }
+    }
+}
+
+/// A replica and the pool that it is in.
+#[derive(Clone)]
+pub struct FoundReplica {
+    /// Its pool.
+    pub entry: PoolEntry,
+    /// What the pool says of it.
+    pub info: VolumeInfo,
+}
+
+/// A snapshot and the pool that it is in.
+#[derive(Clone)]
+pub struct FoundSnapshot {
+    /// Its pool.
+    pub entry: PoolEntry,
+    /// What the pool says of it.
+    pub info: SnapshotInfo,
+}
+
+/// The open pools.
+#[derive(Default)]
+pub struct Pools {
+    /// In the order in which they were opened.
+    list: Mutex<Vec<PoolEntry>>,
+}
+
+impl Pools {
+    /// All of them.
+    pub fn list(&self) -> Vec<PoolEntry> {
+        self.lock().clone()
+    }
+
+    /// The one that `wanted` names.
+    pub fn find(&self, wanted: &PoolRef) -> Option<PoolEntry> {
+        self.lock().iter().find(|e| wanted.names(&e.pool)).cloned()
+    }
+
+    /// The one that `wanted` names, for requests about what is in it.
+    pub fn containing(&self, wanted: &PoolRef) -> Result<PoolEntry, EngineError> {
+        self.find(wanted).ok_or_else(|| PoolError::Missing(wanted.text().to_owned()).into())
+    }
+
+    /// The pool that has the replica with this uuid.
+    fn of_replica(&self, uuid: Uuid) -> Option<PoolEntry> {
+        self.lock().iter().find(|e| e.pool.volume(uuid).is_some()).cloned()
+    }
+
+    fn insert(&self, entry: PoolEntry) {
+        self.lock().push(entry);
+    }
+
+    fn remove(&self, uuid: Uuid) {
+        self.lock().retain(|e| e.pool.uuid() != uuid);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<PoolEntry>> {
+        // Nothing under the lock leaves the list half changed.
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Engine {
+    /// The replica that a request names; the text need not be a uuid.
+    pub(crate) async fn replica(&self, uuid: &str) -> Result<FoundReplica, EngineError> {
+        let missing = || EngineError::from(PoolError::NoReplica(uuid.to_owned()));
+        let id = Uuid::parse_str(uuid).map_err(|_| missing())?;
+        let entry = self.pools().of_replica(id).ok_or_else(missing)?;
+        match entry.pool.volume_info(id).await {
+            Ok(info) => Ok(FoundReplica { entry, info }),
+            Err(lvs::LvsError::NotFound { .. } | lvs::LvsError::Closed { .. }) => Err(missing()),
+            Err(e) => Err(PoolOp::List.failed(entry.pool.name())(e)),
+        }
+    }
+
+    /// The snapshot that a request names.
+    pub(crate) async fn snapshot(&self, uuid: &str) -> Result<FoundSnapshot, EngineError> {
+        let missing = || EngineError::from(PoolError::NoSnapshot(uuid.to_owned()));
+        let wanted = Uuid::parse_str(uuid).map_err(|_| missing())?;
+        let snapshots = self.snapshots().await?;
+        snapshots.into_iter().find(|s| s.info.uuid == wanted).ok_or_else(missing)
+    }
+
+    /// The replicas of all pools.
+    pub async fn replicas(&self) -> Result<Vec<FoundReplica>, EngineError> {
+        let mut all = Vec::new();
+        for entry in self.pools().list() {
+            match entry.pool.volumes().await {
+                Ok(list) => all.extend(list.into_iter().map(|info| FoundReplica { entry: entry.clone(), info })),
+                // It was closed meanwhile.
+                Err(lvs::LvsError::Closed { .. }) => {}
+                Err(e) => return Err(PoolOp::List.failed(entry.pool.name())(e)),
+            }
+        }
+        Ok(all)
+    }
+
+    /// The snapshots of all pools.
+    pub async fn snapshots(&self) -> Result<Vec<FoundSnapshot>, EngineError> {
+        let mut all = Vec::new();
+        for entry in self.pools().list() {
+            match entry.pool.snapshots().await {
+                Ok(list) => all.extend(list.into_iter().map(|info| FoundSnapshot { entry: entry.clone(), info })),
+                Err(lvs::LvsError::Closed { .. }) => {}
+                Err(e) => return Err(PoolOp::List.failed(entry.pool.name())(e)),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Refuses a uuid that any replica or snapshot of this node has.
+    async fn check_uuid_is_free(&self, uuid: Uuid, what: &'static str) -> Result<(), EngineError> {
+        let taken =
+            self.pools().of_replica(uuid).is_some() || self.snapshots().await?.iter().any(|s| s.info.uuid == uuid);
+        match taken {
+            true => Err(PoolError::ObjectExists { what, name: uuid.to_string() }.into()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// A uuid of a request.
+pub(crate) fn parse_uuid(what: &'static str, text: &str) -> Result<Uuid, EngineError> {
+    let bad = |_| EngineError::BadValue { what, value: text.to_owned(), expected: "it is no UUID" };
+    Uuid::parse_str(text).map_err(bad)
+}
+
+/// The same where an empty text means: choose one.
+pub(crate) fn parse_optional_uuid(what: &'static str, text: &str) -> Result<Option<Uuid>, EngineError> {
+    if text.is_empty() { Ok(None) } else { parse_uuid(what, text).map(Some) }
+}
