@@ -271,8 +271,11 @@ fn resolve_pool(
         if !replica.share && !hosts.is_empty() {
             return Err(Problem::HostsWithoutShare(format!("replica {name:?}")));
         }
-        let size_bytes = parse_size(&replica.size)
-            .map_err(|why| Problem::Size { name: name.clone(), size: replica.size, why })?;
+        let size_bytes = parse_size(&replica.size).map_err(|why| Problem::Size {
+            name: name.clone(),
+            size: replica.size,
+            why,
+        })?;
         let (thin, share) = (replica.thin, replica.share);
         replicas.push(desired::Replica { name, size_bytes, thin, share, hosts });
     }

@@ -109,7 +109,9 @@ fn wrong_arguments_end_with_2_and_help_with_0() {
     for want in ["keelson demo", "keelson serve", "nvme connect", "keelson perf", "Exit codes"] {
         assert!(text(&help.stdout).contains(want), "{want}");
     }
-    for command in ["serve", "demo", "perf", "bdev", "subsystem", "pool", "replica", "snapshot", "stats", "test"] {
+    for command in
+        ["serve", "demo", "perf", "bdev", "subsystem", "pool", "replica", "snapshot", "stats", "test"]
+    {
         assert_eq!(run(&[command, "--help"]).status.code(), Some(0), "{command}");
     }
 }
@@ -416,7 +418,8 @@ fn the_session_of_the_first_readme() {
     let uuid = "7d6f5f0e-98c5-4f2c-8f6e-2f6d4bd6c003";
     let made = d.answer(&["-q", "replica", "create", "r3", uuid, "tpool", "-s", "4194304", "-t"]);
     assert_eq!(made, format!("bdev:///r3?uuid={uuid}\n"));
-    let json: serde_json::Value = serde_json::from_str(&d.answer(&["-o", "json", "replica", "list"])).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(&d.answer(&["-o", "json", "replica", "list"])).unwrap();
     assert_eq!(json["replicas"].as_array().unwrap().len(), 2);
     let shared = d.answer(&["replica", "share", "r3", "nvmf"]);
     assert!(shared.starts_with("nvmf+tcp://127.0.0.1:"), "{shared}");
@@ -425,7 +428,8 @@ fn the_session_of_the_first_readme() {
     let snapshot = "7d6f5f0e-98c5-4f2c-8f6e-2f6d4bd6c004";
     let made = d.answer(&["snapshot", "create_for_replica", uuid, "volume/1", "volume", "1", snapshot]);
     assert!(made.starts_with("SNAP_UUID ") && made.contains("volume/1"), "{made}");
-    let clone = d.answer(&["snapshot", "create_clone", snapshot, "c", "7d6f5f0e-98c5-4f2c-8f6e-2f6d4bd6c005"]);
+    let clone =
+        d.answer(&["snapshot", "create_clone", snapshot, "c", "7d6f5f0e-98c5-4f2c-8f6e-2f6d4bd6c005"]);
     assert!(clone.contains(snapshot), "{clone}");
     let sum = d.answer(&["test", "wipe", "replica", "c", "-m", "checksum"]);
     assert!(sum.lines().count() == 3 && sum.contains("  0x"), "{sum}");

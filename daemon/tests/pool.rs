@@ -11,8 +11,8 @@ use common::{Running, declared, setup};
 use keelson::serve::Setup;
 use rpc::keelson::v1 as own;
 use rpc::mayastor::v1::{
-    BdevShareRequest, CreatePoolRequest, DestroyBdevRequest, ImportPoolRequest, ListPoolOptions, PoolMetadataArgs,
-    PoolTypeValue,
+    BdevShareRequest, CreatePoolRequest, DestroyBdevRequest, ImportPoolRequest, ListPoolOptions,
+    PoolMetadataArgs, PoolTypeValue,
 };
 use tonic::Code;
 
@@ -189,7 +189,11 @@ async fn a_disk_that_became_larger() {
     let d = Running::start(setup()).await;
     let pool = d.create_pool("tpool", &[&file]).await.unwrap();
     let (before, after) = d.grow_pool("tpool").await.unwrap();
-    assert_eq!((before.capacity, after.capacity), (pool.capacity, pool.capacity), "nothing to grow is no error");
+    assert_eq!(
+        (before.capacity, after.capacity),
+        (pool.capacity, pool.capacity),
+        "nothing to grow is no error"
+    );
     std::fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(512 << 20).unwrap();
     let (before, after) = d.grow_pool("tpool").await.unwrap();
     assert_eq!(before.capacity, pool.capacity);

@@ -80,7 +80,11 @@ async fn repeated_and_impossible_creations() {
         ("s", uuid(2), "tpool", u64::MAX, true, Code::InvalidArgument),
         ("s", uuid(2), "tpool", capacity + (1 << 30), true, Code::InvalidArgument),
     ] {
-        assert_eq!(d.create_replica(name, &id, pool, size, thin).await, Err(want), "{name:?} {id} {pool} {size}");
+        assert_eq!(
+            d.create_replica(name, &id, pool, size, thin).await,
+            Err(want),
+            "{name:?} {id} {pool} {size}"
+        );
     }
     // Each fits the pool, but not both.
     d.create_replica("half", &uuid(3), "tpool", capacity * 3 / 4, false).await.unwrap();
@@ -121,10 +125,9 @@ async fn a_replica_that_is_gone_says_so() {
     assert_eq!(missing_pool.code(), Code::FailedPrecondition);
     assert_eq!(destroy(uuid(1), by_uuid("x")).await.unwrap_err().code(), Code::FailedPrecondition);
     assert_eq!(destroy(uuid(1), name("second")).await.unwrap_err().code(), Code::Aborted);
-    for status in [
-        destroy(uuid(2), name("tpool")).await.unwrap_err(),
-        destroy(uuid(2), None).await.unwrap_err(),
-    ] {
+    for status in
+        [destroy(uuid(2), name("tpool")).await.unwrap_err(), destroy(uuid(2), None).await.unwrap_err()]
+    {
         assert_eq!(status.code(), Code::NotFound);
         assert_eq!(status.metadata().get("gtm-602").unwrap(), "0");
     }

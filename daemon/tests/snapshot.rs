@@ -10,9 +10,10 @@ use keelson::perf::Pattern;
 use rpc::mayastor::v1::list_snapshots_request::Query;
 use rpc::mayastor::v1::wipe_options::WipeMethod;
 use rpc::mayastor::v1::{
-    CreateReplicaSnapshotRequest, DestroySnapshotRequest, ListFaultInjectionsRequest, ListSnapshotCloneRequest, ListSnapshotsRequest,
-    ListStatsOption, NexusCreateSnapshotRequest, StreamWipeOptions, WipeOptions, WipeReplicaRequest,
-    WipeReplicaResponse, destroy_snapshot_request, wipe_replica_response,
+    CreateReplicaSnapshotRequest, DestroySnapshotRequest, ListFaultInjectionsRequest,
+    ListSnapshotCloneRequest, ListSnapshotsRequest, ListStatsOption, NexusCreateSnapshotRequest,
+    StreamWipeOptions, WipeOptions, WipeReplicaRequest, WipeReplicaResponse, destroy_snapshot_request,
+    wipe_replica_response,
 };
 use tonic::Code;
 
@@ -130,7 +131,11 @@ async fn bad_arguments_have_their_codes() {
     assert_eq!(request(|r| r.snapshot_uuid = "x".into()).await, Some(Code::InvalidArgument));
     assert_eq!(request(|r| r.snapshot_uuid = uuid(2)).await, Some(Code::AlreadyExists));
     assert_eq!(request(|r| r.snapshot_uuid = uuid(1)).await, Some(Code::AlreadyExists), "a replica's");
-    assert_eq!(request(|r| r.snapshot_name = "s".into()).await, Some(Code::Internal), "names are unique in a pool");
+    assert_eq!(
+        request(|r| r.snapshot_name = "s".into()).await,
+        Some(Code::Internal),
+        "names are unique in a pool"
+    );
     assert_eq!(request(|r| r.replica_uuid = uuid(9)).await, Some(Code::NotFound));
     assert_eq!(request(|r| r.replica_uuid = "x".into()).await, Some(Code::NotFound));
     assert_eq!(request(|r| r.replica_uuid = uuid(2)).await, Some(Code::NotFound), "a snapshot is no replica");
@@ -178,7 +183,8 @@ async fn lists_are_filtered() {
     d.clone_of(&uuid(12), "c", &uuid(13)).await.unwrap();
     d.destroy_snapshot(&uuid(12)).await.unwrap();
     let list = |request: ListSnapshotsRequest| async {
-        let mut names: Vec<String> = d.snapshots(request).await.into_iter().map(|s| s.snapshot_name).collect();
+        let mut names: Vec<String> =
+            d.snapshots(request).await.into_iter().map(|s| s.snapshot_name).collect();
         names.sort();
         names.join(" ")
     };
@@ -187,7 +193,8 @@ async fn lists_are_filtered() {
     assert_eq!(list(ListSnapshotsRequest { source_uuid: Some(uuid(1)), ..all() }).await, "a");
     assert_eq!(list(ListSnapshotsRequest { snapshot_uuid: Some(uuid(12)), ..all() }).await, "b");
     assert_eq!(list(ListSnapshotsRequest { snapshot_uuid: Some("x".into()), ..all() }).await, "");
-    let query = |invalid, discarded| ListSnapshotsRequest { query: Some(Query { invalid, discarded }), ..all() };
+    let query =
+        |invalid, discarded| ListSnapshotsRequest { query: Some(Query { invalid, discarded }), ..all() };
     assert_eq!(list(query(None, Some(false))).await, "a", "as the control plane asks");
     assert_eq!(list(query(None, Some(true))).await, "b");
     assert_eq!(list(query(Some(true), None)).await, "a b", "as odd as it is");
@@ -205,9 +212,12 @@ async fn counters() {
     let d = &running;
     write(d, &uuid(1), 1).await;
     let option = |name: Option<&str>| ListStatsOption { name: name.map(Into::into) };
-    let pools = |name| async move { d.client.stats().get_pool_io_stats(option(name)).await.unwrap().into_inner().stats };
-    let replicas =
-        |name| async move { d.client.stats().get_replica_io_stats(option(name)).await.unwrap().into_inner().stats };
+    let pools = |name| async move {
+        d.client.stats().get_pool_io_stats(option(name)).await.unwrap().into_inner().stats
+    };
+    let replicas = |name| async move {
+        d.client.stats().get_replica_io_stats(option(name)).await.unwrap().into_inner().stats
+    };
     let pool = pools(None).await.remove(0);
     assert_eq!(pool.name, "tpool");
     assert!(pool.num_write_ops > 0 && pool.bytes_written >= 4096 && pool.tick_rate > 0, "{pool:?}");
@@ -253,6 +263,9 @@ async fn wiping() {
     let bare = WipeReplicaRequest { uuid: uuid(1), pool: None, wipe_options: None };
     assert_eq!(d.client.test().wipe_replica(bare).await.unwrap_err().code(), Code::InvalidArgument);
     let faults = d.client.test().list_fault_injections(ListFaultInjectionsRequest {}).await.unwrap_err();
-    assert_eq!((faults.code(), faults.message()), (Code::Unimplemented, "Fault injection feature is disabled"));
+    assert_eq!(
+        (faults.code(), faults.message()),
+        (Code::Unimplemented, "Fault injection feature is disabled")
+    );
     d.stop().await;
 }

@@ -62,10 +62,8 @@ fn replicas(page: &mut Page, replicas: &[FoundReplica]) {
 /// Commands and bytes, by operation.
 fn counters(page: &mut Page, names: [&'static str; 2], rows: &[(Vec<(&'static str, &str)>, IoStats)]) {
     let helps = ["I/Os that completed.", "Bytes of them."];
-    let reads: [fn(&IoStats) -> [u64; 3]; 2] = [
-        |io| [io.reads, io.writes, io.unmaps],
-        |io| [io.read_bytes, io.written_bytes, io.unmapped_bytes],
-    ];
+    let reads: [fn(&IoStats) -> [u64; 3]; 2] =
+        [|io| [io.reads, io.writes, io.unmaps], |io| [io.read_bytes, io.written_bytes, io.unmapped_bytes]];
     for ((name, help), read) in names.into_iter().zip(helps).zip(reads) {
         let mut metric = page.metric(name, Kind::Counter, help);
         for (labels, io) in rows {

@@ -228,7 +228,9 @@ impl Engine {
     fn close_disks(&self, members: &[Member]) {
         for member in members {
             self.registry().claim(&member.device, None);
-            if member.owned && let Some(entry) = self.registry().remove(&member.device) {
+            if member.owned
+                && let Some(entry) = self.registry().remove(&member.device)
+            {
                 entry.device.remove();
             }
         }

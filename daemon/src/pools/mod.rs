@@ -158,7 +158,9 @@ impl Engine {
         let mut all = Vec::new();
         for entry in self.pools().list() {
             match entry.pool.volumes().await {
-                Ok(list) => all.extend(list.into_iter().map(|info| FoundReplica { entry: entry.clone(), info })),
+                Ok(list) => {
+                    all.extend(list.into_iter().map(|info| FoundReplica { entry: entry.clone(), info }))
+                }
                 // It was closed meanwhile.
                 Err(lvs::LvsError::Closed { .. }) => {}
                 Err(e) => return Err(PoolOp::List.failed(entry.pool.name())(e)),
@@ -172,7 +174,9 @@ impl Engine {
         let mut all = Vec::new();
         for entry in self.pools().list() {
             match entry.pool.snapshots().await {
-                Ok(list) => all.extend(list.into_iter().map(|info| FoundSnapshot { entry: entry.clone(), info })),
+                Ok(list) => {
+                    all.extend(list.into_iter().map(|info| FoundSnapshot { entry: entry.clone(), info }))
+                }
                 Err(lvs::LvsError::Closed { .. }) => {}
                 Err(e) => return Err(PoolOp::List.failed(entry.pool.name())(e)),
             }
@@ -182,8 +186,8 @@ impl Engine {
 
     /// Refuses a uuid that any replica or snapshot of this node has.
     async fn check_uuid_is_free(&self, uuid: Uuid, what: &'static str) -> Result<(), EngineError> {
-        let taken =
-            self.pools().of_replica(uuid).is_some() || self.snapshots().await?.iter().any(|s| s.info.uuid == uuid);
+        let taken = self.pools().of_replica(uuid).is_some()
+            || self.snapshots().await?.iter().any(|s| s.info.uuid == uuid);
         match taken {
             true => Err(PoolError::ObjectExists { what, name: uuid.to_string() }.into()),
             false => Ok(()),

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use aio::BlockDevice;
 use lvs::LvsError;
 use lvs::info::{CreateVolume, VolumeInfo, VolumeProperties};
-use aio::BlockDevice;
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -227,8 +227,11 @@ impl Engine {
     pub(crate) async fn unshare_volume(&self, found: &FoundReplica) -> Result<(), EngineError> {
         let name = &found.info.name;
         if found.info.properties.shared {
-            let properties =
-                VolumeProperties { shared: false, allowed_hosts: Vec::new(), ..found.info.properties.clone() };
+            let properties = VolumeProperties {
+                shared: false,
+                allowed_hosts: Vec::new(),
+                ..found.info.properties.clone()
+            };
             let recorded = found.entry.pool.set_properties(found.info.uuid, properties).await;
             recorded.map_err(PoolOp::SetProperty.failed(name))?;
         }
@@ -256,7 +259,11 @@ impl Engine {
     }
 
     /// The same for a caller that holds the lock of changes.
-    pub(crate) async fn resize_volume(&self, found: &FoundReplica, size_bytes: u64) -> Result<(), EngineError> {
+    pub(crate) async fn resize_volume(
+        &self,
+        found: &FoundReplica,
+        size_bytes: u64,
+    ) -> Result<(), EngineError> {
         let resized = found.entry.pool.resize_volume(found.info.uuid, size_bytes).await;
         let info = resized.map_err(PoolOp::ResizeReplica.failed(&found.info.name))?;
         info!(name = %info.name, before = found.info.size_bytes, after = info.size_bytes, "replica resized");
@@ -272,8 +279,7 @@ impl Engine {
         detached(async move {
             let _change = self.change.lock().await;
             let found = self.replica(&uuid).await?;
-            let properties =
-                VolumeProperties { entity_id: Some(entity_id), ..found.info.properties.clone() };
+            let properties = VolumeProperties { entity_id: Some(entity_id), ..found.info.properties.clone() };
             let recorded = found.entry.pool.set_properties(found.info.uuid, properties).await;
             recorded.map_err(PoolOp::SetProperty.failed(&found.info.name))?;
             self.replica(&uuid).await

@@ -9,7 +9,8 @@ use std::time::SystemTime;
 use lvs::BLOCK_BYTES;
 use lvs::info::{IoStats as StoreStats, PoolInfo, SnapshotInfo as StoreSnapshot};
 use rpc::mayastor::v1::{
-    IoStats, Pool, PoolMetadataInfo, PoolState, PoolType, Replica, ReplicaSpaceUsage, ShareProtocol, SnapshotInfo,
+    IoStats, Pool, PoolMetadataInfo, PoolState, PoolType, Replica, ReplicaSpaceUsage, ShareProtocol,
+    SnapshotInfo,
 };
 use uuid::Uuid;
 

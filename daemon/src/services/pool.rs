@@ -68,8 +68,7 @@ impl PoolRpc for PoolService {
         check_type(request.pooltype).map_err(EngineError::from)?;
         check_arguments(&request).map_err(EngineError::from)?;
         let uuid = given_uuid(request.uuid)?;
-        let wish =
-            PoolWish { name: request.name, uuid, disks: request.disks, how: How::ImportOrCreate };
+        let wish = PoolWish { name: request.name, uuid, disks: request.disks, how: How::ImportOrCreate };
         let entry = self.0.clone().open_pool(wish).await?;
         Ok(Response::new(shown(&entry).await?))
     }

@@ -64,10 +64,7 @@ impl ReplicaRpc for ReplicaService {
         Ok(Response::new(shown(&self.0, &found).await?))
     }
 
-    async fn destroy_replica(
-        &self,
-        request: Request<DestroyReplicaRequest>,
-    ) -> Result<Response<()>, Status> {
+    async fn destroy_replica(&self, request: Request<DestroyReplicaRequest>) -> Result<Response<()>, Status> {
         let DestroyReplicaRequest { uuid, pool } = request.into_inner();
         let pool = pool.map(|p| match p {
             destroy_replica_request::Pool::PoolName(name) => PoolRef::Name(name),
@@ -92,7 +89,8 @@ impl ReplicaRpc for ReplicaService {
     ) -> Result<Response<ListReplicasResponse>, Status> {
         let options = request.into_inner();
         for pooltype in &options.pooltypes {
-            PoolType::try_from(*pooltype).map_err(|_| EngineError::from(PoolError::UnknownType(*pooltype)))?;
+            PoolType::try_from(*pooltype)
+                .map_err(|_| EngineError::from(PoolError::UnknownType(*pooltype)))?;
         }
         let replicas = self.0.replicas().await?;
         let snapshots = self.0.snapshots().await?;

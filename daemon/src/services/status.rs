@@ -259,10 +259,7 @@ mod tests {
             (store(PoolOp::CreateSnapshot, exists()), Code::Internal),
             (store(PoolOp::CreateSnapshot, full()), Code::ResourceExhausted),
             (store(PoolOp::CreateClone, exists()), Code::Internal),
-            (
-                EngineError::DeviceClaimed { name: "d".into(), pool: pool() },
-                Code::Internal,
-            ),
+            (EngineError::DeviceClaimed { name: "d".into(), pool: pool() }, Code::Internal),
         ];
         for (error, want) in table {
             let text = error.to_string();

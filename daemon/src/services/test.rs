@@ -149,11 +149,8 @@ impl Plan {
     }
 
     fn of(blocks: u64, block_bytes: u64, chunk_bytes: u64) -> Result<Self, EngineError> {
-        let bad = |expected| EngineError::BadValue {
-            what: "chunk size",
-            value: chunk_bytes.to_string(),
-            expected,
-        };
+        let bad =
+            |expected| EngineError::BadValue { what: "chunk size", value: chunk_bytes.to_string(), expected };
         let total_bytes = blocks.saturating_sub(TAIL_BLOCKS).saturating_mul(block_bytes);
         if total_bytes == 0 {
             return Err(bad("the device has no more than the 33 blocks that are left alone"));

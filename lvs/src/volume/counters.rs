@@ -94,7 +94,10 @@ mod tests {
         counters.writes.add(512);
         counters.writes.add(512);
         let before = counters.get();
-        assert_eq!((before.reads, before.read_bytes, before.writes, before.written_bytes), (1, 4096, 2, 1024));
+        assert_eq!(
+            (before.reads, before.read_bytes, before.writes, before.written_bytes),
+            (1, 4096, 2, 1024)
+        );
         counters.reset();
         assert_eq!(counters.get(), IoStats::default());
         counters.unmaps.add(8192);
