@@ -164,6 +164,7 @@ impl Store {
             let pba = inner.log.place(seq, blocks, &mut inner.space).unwrap_or(Pba::NONE);
             let stamp = Stamp { seq, durable: inner.log.durable(), checkpoint: inner.checkpoint };
             header.finish(&mut buf[..BLOCK], &stamp, &inner.seal, pba);
+            inner.stated(seq);
             let (descriptor, offset_bytes) = inner.device_of(pba)?;
             (seq, pba, descriptor, offset_bytes)
         };

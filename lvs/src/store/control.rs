@@ -245,10 +245,11 @@ impl Store {
     /// Writes a record of the catalogue so that it is durable when this resolves.
     async fn write_placed(&self, mut placed: Placed) -> Result<(), LvsError> {
         let (descriptor, offset_bytes) = {
-            let inner = self.inner();
+            let mut inner = self.inner();
             let durable = Seq(inner.log.durable().0.min(placed.seq.0));
             let stamp = Stamp { seq: placed.seq, durable, checkpoint: inner.checkpoint };
             placed.header.finish(&mut placed.buf, &stamp, &inner.seal, placed.pba);
+            inner.noted.last = inner.noted.last.max(placed.seq);
             inner.device_of(placed.pba)?
         };
         let len = placed.header.header_blocks() as u32 * BLOCK_BYTES;

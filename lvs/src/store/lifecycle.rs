@@ -51,7 +51,7 @@ impl Store {
         open_stores::remove(self.inner().uuid);
         // Background work ends before the devices do.
         let _no_more = self.checkpoints.enter().await;
-        while self.feeding.get() || self.background.get() {
+        while self.feeding.get() || self.background.get() || self.noting.get() {
             self.core.sleep(LOOK_AGAIN).await;
         }
         self.closed.set(true);

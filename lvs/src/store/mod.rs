@@ -31,6 +31,7 @@ mod lifecycle;
 mod lines;
 mod log;
 mod member;
+mod note;
 mod occupied;
 mod pages;
 mod read;
@@ -89,6 +90,8 @@ pub(crate) struct Store {
     inner: RefCell<Inner>,
     /// A task reads map pages for I/Os that wait for them.
     feeding: Cell<bool>,
+    /// A task writes a note.
+    noting: Cell<bool>,
     /// A task makes checkpoints and cleans.
     background: Cell<bool>,
     /// Exported, destroyed, or given up.
@@ -139,6 +142,10 @@ pub(crate) struct Inner {
     /// Reads in flight, by phase.
     reads: [u32; 2],
     phase: u8,
+    /// What the headers on the devices say of how far the log is durable.
+    noted: note::Noted,
+    /// The turn's clock reading.
+    now: Instant,
     /// Why no more writes are taken.
     fault: Option<String>,
     /// A checkpoint should begin soon.
@@ -556,10 +563,15 @@ impl Store {
 
     /// Begins background work that the hot path asked for.
     pub(crate) fn look_after(self: &Rc<Self>) {
-        let (checkpoint, starved) = {
+        let (checkpoint, starved, note) = {
             let inner = self.inner();
-            (inner.want_checkpoint, !inner.starved.is_empty())
+            let note = inner.note_due().is_some_and(|at| at <= inner.now);
+            (inner.want_checkpoint, !inner.starved.is_empty(), note)
         };
+        if note && !self.noting.replace(true) {
+            let store = self.clone();
+            drop(self.core.spawn(async move { store.write_note().await }));
+        }
         if starved && !self.feeding.replace(true) {
             let store = self.clone();
             drop(self.core.spawn(async move { store.feed().await }));
@@ -603,8 +615,10 @@ impl Store {
 pub(crate) struct StorePoller(pub(crate) Rc<Store>);
 
 impl Poller for StorePoller {
-    fn poll(&mut self, _now: Instant) -> usize {
-        self.0.inner().progress()
+    fn poll(&mut self, now: Instant) -> usize {
+        let mut inner = self.0.inner();
+        inner.now = now;
+        inner.progress()
     }
 
     fn kick(&mut self) {
@@ -614,7 +628,7 @@ impl Poller for StorePoller {
 
     fn prepare_sleep(&mut self, _now: Instant) -> Sleep {
         let mut inner = self.0.inner();
-        let mut until: Option<Instant> = None;
+        let mut until: Option<Instant> = inner.note_due();
         for m in &mut inner.members {
             match m.channel.prepare_sleep() {
                 Sleep::KeepPolling => return Sleep::KeepPolling,

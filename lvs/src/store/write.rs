@@ -187,6 +187,7 @@ impl Inner {
         let pba = self.log.place(seq, 1 + payload, &mut self.space).expect("invariant: room was made");
         let stamp = Stamp { seq, durable: self.log.durable(), checkpoint: self.checkpoint };
         header.finish(&mut buf, &stamp, &self.seal, pba);
+        self.stated(seq);
         let record = &mut self.records[index];
         record.seq = seq;
         record.payload = pba.plus(1);
