@@ -177,7 +177,7 @@ fn overwrites_go_on_for_ever_and_lose_nothing() {
     let d = open(&rig, &volume);
     let mut rng = Rng::new(5);
     let mut holds = vec![0; blocks as usize];
-    for stamp in 1..=(blocks * 4) {
+    for stamp in 1..=(blocks * 3) {
         let block = if stamp <= blocks { stamp - 1 } else { rng.below(blocks) };
         write(&rig, &d, block * 4096, 4096, stamp);
         holds[block as usize] = stamp;
@@ -402,7 +402,7 @@ fn crashes(seed: u64, rounds: u64) {
 
 #[test]
 fn power_cuts_lose_nothing_that_was_flushed() {
-    let seeds = std::env::var("KEELSON_LVS_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(20);
+    let seeds = std::env::var("KEELSON_LVS_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(12);
     let first = std::env::var("KEELSON_LVS_FIRST").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
     for seed in first..first + seeds {
         crashes(seed, 4);
