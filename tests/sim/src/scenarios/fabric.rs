@@ -257,19 +257,24 @@ fn drive(
     mut left: u64,
 ) -> Result<u64, Violation> {
     let most = rng.between(1, 40) as usize;
-    let end = world.clock_now() + LIMIT;
+    let mut end = world.clock_now() + LIMIT;
     loop {
         let mut failed = false;
         for (client, ids) in session.clients.iter().zip(&mut session.ids) {
             for done in client.borrow_mut().take_finished() {
                 let id = ids.remove(&done.id).ok_or_else(|| world.violation("an unknown I/O finished"))?;
                 failed |= done.status.is(IoStatus::HOST_PATHING_ERROR);
+                end = world.clock_now() + LIMIT;
                 work.finish(id, &done, lost).map_err(|e| world.violation(e))?;
             }
         }
         let in_flight: usize = session.ids.iter().map(BTreeMap::len).sum();
         if failed || (left == 0 && in_flight == 0) {
             return drain(world, session, work, left);
+        }
+        if in_flight == 0 {
+            // Nobody waits: the time until the next timer is no hang.
+            end = world.clock_now() + LIMIT;
         }
         if left > 0 && in_flight < most && rng.chance_ppm(700_000) {
             let at = rng.below(session.clients.len() as u64) as usize;
