@@ -250,7 +250,17 @@ impl Store {
             inner.space.reserve_names(&names);
             names
         };
-        let table = self.inner().space.encode().map_err(|source| LvsError::Encode { source })?;
+        let table = {
+            let inner = self.inner();
+            // What devices became larger by, together with the table that has those segments.
+            for (index, (member, device)) in anchor.members.iter_mut().zip(&inner.members).enumerate() {
+                let segments = inner.space.member(index as u8).len() as u32;
+                if segments != member.segments {
+                    (member.segments, member.size_blocks) = (segments, device.len_blocks());
+                }
+            }
+            inner.space.encode().map_err(|source| LvsError::Encode { source })?
+        };
         anchor.segments = writer.blob(BlobKind::Segments, &table).await?;
         anchor.checkpoint += 1;
         anchor.base = base;
