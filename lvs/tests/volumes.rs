@@ -408,3 +408,171 @@ fn power_cuts_lose_nothing_that_was_flushed() {
         crashes(seed, 4);
     }
 }
+
+/// H8: a flush of a volume is not done before one that a checkpoint began is.
+#[test]
+fn h8_a_flush_beside_a_checkpoint_waits_for_the_disk() {
+    for turns in 0..60 {
+        let rig = Rig::new();
+        let disk = rig.disk("a", 4096, 40, true, turns);
+        let pool = create(&rig, &[&disk]);
+        let volume = rig.run(pool.create_volume(thin("v", MIB))).unwrap();
+        let d = open(&rig, &volume);
+        (0..16).for_each(|block| write(&rig, &d, block * 4096, 4096, 7));
+        let mut checkpoint = Box::pin(pool.checkpoint());
+        let _ = rig.run_for(turns, checkpoint.as_mut());
+        rig.run(d.flush()).unwrap();
+        disk.cut_power();
+        drop((checkpoint, d));
+        let _ = rig.run(pool.export());
+        let pool = import(&rig, &[&disk]);
+        let d = open(&rig, &pool.volume(volume.uuid()).unwrap());
+        assert_eq!(read(&rig, &d, 0, 65536, 4096), [7; 16], "cut {turns} turns after the checkpoint began");
+    }
+}
+
+#[test]
+fn a_snapshot_of_a_clone_outlives_the_clone_and_what_it_was_made_of() {
+    let rig = Rig::new();
+    let disk = rig.disk("a", 4096, 64, true, 1);
+    let pool = create(&rig, &[&disk]);
+    let volume = rig.run(pool.create_volume(thin("v", MIB))).unwrap();
+    let d = open(&rig, &volume);
+    write(&rig, &d, 0, 8192, 1);
+    rig.run(pool.create_snapshot(volume.uuid(), snap("s1", 1))).unwrap();
+    write(&rig, &d, 0, 8192, 2);
+    let clone = rig.run(pool.create_clone(Uuid::from_u128(1), thin("c", 1))).unwrap();
+    let c = open(&rig, &clone);
+    write(&rig, &c, 0, 4096, 3);
+    rig.run(pool.create_snapshot(clone.uuid(), snap("s2", 2))).unwrap();
+    rig.run(c.close());
+    rig.run(d.close());
+    rig.run(pool.destroy_volume(clone.uuid())).unwrap();
+    rig.run(pool.destroy_snapshot(Uuid::from_u128(1))).unwrap();
+    rig.run(pool.destroy_volume(volume.uuid())).unwrap();
+    (0..4).for_each(|_| rig.run(pool.checkpoint()).unwrap());
+    let check = |pool: &Pool| {
+        let s2 = open(&rig, &rig.run(pool.open_snapshot(Uuid::from_u128(2))).unwrap());
+        assert_eq!(read(&rig, &s2, 0, 8192, 4096), [3, 1]);
+        rig.run(s2.close());
+    };
+    check(&pool);
+    rig.run(pool.export()).unwrap();
+    let pool = import(&rig, &[&disk]);
+    check(&pool);
+    rig.run(pool.destroy_snapshot(Uuid::from_u128(2))).unwrap();
+    assert!(rig.run(pool.snapshots()).unwrap().is_empty(), "the discarded one went with its last reader");
+    (0..4).for_each(|_| rig.run(pool.checkpoint()).unwrap());
+    assert_eq!(rig.run(pool.info()).unwrap().used_bytes, 0);
+    rig.run(pool.export()).unwrap();
+    import(&rig, &[&disk]);
+}
+
+#[test]
+fn a_clone_its_snapshot_and_its_source_can_be_deleted_at_once() {
+    for turns in [0, 5, 20, 60, 200] {
+        let rig = Rig::new();
+        let disk = rig.disk("a", 4096, 64, true, 1);
+        let pool = create(&rig, &[&disk]);
+        let volume = rig.run(pool.create_volume(thin("v", MIB))).unwrap();
+        let d = open(&rig, &volume);
+        write(&rig, &d, 0, 65536, 1);
+        rig.run(pool.create_snapshot(volume.uuid(), snap("s1", 1))).unwrap();
+        write(&rig, &d, 0, 8192, 2);
+        let clone = rig.run(pool.create_clone(Uuid::from_u128(1), thin("c", 1))).unwrap();
+        let c = open(&rig, &clone);
+        write(&rig, &c, 0, 4096, 3);
+        rig.run(c.close());
+        rig.run(d.close());
+        rig.run(pool.checkpoint()).unwrap();
+        rig.run(pool.destroy_volume(clone.uuid())).unwrap();
+        rig.run(pool.destroy_snapshot(Uuid::from_u128(1))).unwrap();
+        let mut purging = Box::pin(pool.checkpoint());
+        let _ = rig.run_for(turns, purging.as_mut());
+        rig.run(pool.destroy_volume(volume.uuid())).unwrap();
+        (0..4).for_each(|_| rig.run(pool.checkpoint()).unwrap());
+        let info = rig.run(pool.info()).unwrap();
+        assert_eq!((info.used_bytes, info.fault), (0, None));
+        rig.run(pool.export()).unwrap();
+        import(&rig, &[&disk]);
+    }
+}
+
+/// H5: what a checkpoint wrote of the catalogue is newer than the records that are read again after it.
+#[test]
+fn h5_snapshots_that_came_and_went_during_a_checkpoint_do_not_stop_an_import() {
+    for turns in (0..400).step_by(20) {
+        let rig = Rig::new();
+        let disk = rig.disk("a", 4096, 64, false, turns);
+        let pool = create(&rig, &[&disk]);
+        let volume = rig.run(pool.create_volume(thin("v", 8 * MIB))).unwrap();
+        let d = open(&rig, &volume);
+        (0..512).for_each(|i| write(&rig, &d, i * 16384, 4096, 1));
+        let mut checkpoint = Box::pin(pool.checkpoint());
+        let _ = rig.run_for(1, checkpoint.as_mut());
+        rig.run(pool.create_snapshot(volume.uuid(), snap("s1", 1))).unwrap();
+        rig.run(pool.create_snapshot(volume.uuid(), snap("s2", 2))).unwrap();
+        rig.run(pool.destroy_snapshot(Uuid::from_u128(1))).unwrap();
+        let _ = rig.run_for(turns, checkpoint.as_mut());
+        disk.cut_power();
+        drop((checkpoint, d));
+        let _ = rig.run(pool.export());
+        let pool = import(&rig, &[&disk]);
+        let snapshots = rig.run(pool.snapshots()).unwrap();
+        assert_eq!(snapshots.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["s2"]);
+    }
+}
+
+/// H16: a tail is what was being merged, and as much again that came meanwhile.
+#[test]
+fn h16_a_crash_while_a_full_delta_is_merged_leaves_a_pool_that_can_be_imported() {
+    for turns in [100, 400, 800, 1200] {
+        let rig = Rig::new();
+        let disk = rig.disk("a", 4096, 64, false, turns);
+        let pool = create(&rig, &[&disk]);
+        let volume = rig.run(pool.create_volume(thin("v", 32 * MIB))).unwrap();
+        let d = open(&rig, &volume);
+        let unmap = |i: u64| {
+            let range = aio::facade::ByteRange { offset_bytes: i * 32768, len_bytes: 20480 };
+            let d = d.clone();
+            async move { d.unmap(&[range]).await }
+        };
+        (0..500).for_each(|i| rig.run(unmap(i)).unwrap());
+        let mut checkpoint = Box::pin(pool.checkpoint());
+        let _ = rig.run_for(1, checkpoint.as_mut());
+        let mut more: Vec<_> = (500..1000).map(|i| Box::pin(unmap(i))).collect();
+        for one in &mut more {
+            let _ = rig.run_for(1, one.as_mut());
+        }
+        let _ = rig.run_for(turns, checkpoint.as_mut());
+        disk.cut_power();
+        drop((checkpoint, more));
+        drop(d);
+        let _ = rig.run(pool.export());
+        let pool = import(&rig, &[&disk]);
+        rig.run(pool.export()).unwrap();
+    }
+}
+
+#[test]
+fn checkpoints_go_on_while_the_log_opens_segments() {
+    let rig = Rig::new();
+    let disk = rig.disk("a", 4096, 64, true, 1);
+    let pool = create(&rig, &[&disk]);
+    let volume = rig.run(pool.create_volume(thin("v", 4 * MIB))).unwrap();
+    let d = open(&rig, &volume);
+    for round in 0..40 {
+        let mut writes: Vec<_> = (0..24)
+            .map(|i| {
+                let (d, buf) = (d.clone(), stamped(&rig, 131072, round));
+                Box::pin(async move { d.write_at(i * 131072, 131072, buf).await.0 })
+            })
+            .collect();
+        for write in &mut writes {
+            let _ = rig.run_for(1, write.as_mut());
+        }
+        rig.run(pool.checkpoint()).unwrap();
+        drop(writes);
+    }
+    assert_eq!(rig.run(pool.info()).unwrap().fault, None);
+}

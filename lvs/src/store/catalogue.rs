@@ -8,11 +8,14 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use super::lines::{Line, Lines};
-use crate::format::catalog::{Change, Object, SnapshotObject, VolumeObject};
-use crate::types::{BLOCK_BYTES, BlockNo};
+use crate::format::catalog::{Change, Object, PoolObject, SnapshotObject, VolumeObject};
+use crate::types::{BLOCK_BYTES, BlockNo, Seq};
 
 /// Lines that a pool can have made in its life: their table is indexed by number.
 pub(crate) const MAX_LINES: u32 = crate::format::lines::MAX_LINES as u32;
+
+/// The pool's property that says up to which record of the log its catalogue is.
+const APPLIED: &str = "applied";
 
 /// All objects of a pool.
 #[derive(Default, Debug)]
@@ -21,6 +24,8 @@ pub(crate) struct Catalogue {
     pub(crate) snapshots: BTreeMap<Uuid, SnapshotObject>,
     /// The next line's number.
     pub(crate) next_line: u32,
+    /// The newest record of the log that is in it. What a checkpoint writes is often newer than its base.
+    pub(crate) applied: Seq,
     /// Changed since it was written as a whole.
     pub(crate) dirty: bool,
 }
@@ -30,9 +35,13 @@ pub(crate) struct Catalogue {
 pub(crate) struct Contradiction(pub(crate) &'static str);
 
 impl Catalogue {
-    /// Applies a change, to the lines as well. Applying it twice is the same as once.
-    pub(crate) fn apply(&mut self, change: Change, lines: &mut Lines) -> Result<(), Contradiction> {
-        self.dirty = true;
+    /// Applies a change that stands in record `seq`, to the lines as well. What it has applied already it leaves out:
+    /// the objects that it was about may be gone again.
+    pub(crate) fn apply(&mut self, seq: Seq, change: Change, lines: &mut Lines) -> Result<(), Contradiction> {
+        if seq <= self.applied {
+            return Ok(());
+        }
+        (self.applied, self.dirty) = (seq, true);
         match change {
             Change::Put(object) => match *object {
                 Object::Volume(v) => self.put_volume(v, lines),
@@ -93,7 +102,11 @@ impl Catalogue {
     pub(crate) fn load(&mut self, objects: Vec<Object>, lines: &mut Lines) -> Result<(), Contradiction> {
         for object in objects {
             match object {
-                Object::Pool(_) => {}
+                Object::Pool(p) => {
+                    let applied = p.properties.get(APPLIED).map_or(Ok(0), |n| n.parse());
+                    self.applied =
+                        Seq(applied.map_err(|_| Contradiction("the pool has an impossible number"))?);
+                }
                 Object::Volume(v) => {
                     let line =
                         lines.get_mut(v.line).ok_or(Contradiction("a volume's line does not exist"))?;
@@ -118,10 +131,13 @@ impl Catalogue {
         Ok(())
     }
 
-    /// All objects, for the blob.
-    pub(crate) fn objects(&self) -> Vec<Object> {
+    /// All objects, for the blob of the pool with this name.
+    pub(crate) fn objects(&self, uuid: Uuid, name: &str) -> Vec<Object> {
+        let properties = BTreeMap::from([(APPLIED.to_owned(), self.applied.0.to_string())]);
+        let pool = PoolObject { uuid, name: name.to_owned(), properties, unknown: BTreeMap::new() };
         let volumes = self.volumes.values().cloned().map(Object::Volume);
-        volumes.chain(self.snapshots.values().cloned().map(Object::Snapshot)).collect()
+        let snapshots = self.snapshots.values().cloned().map(Object::Snapshot);
+        [Object::Pool(pool)].into_iter().chain(volumes).chain(snapshots).collect()
     }
 
     /// Clones of a snapshot.

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use super::lines::Line;
 use super::log::Stream;
 use super::pages::{PageReader, PageWriter};
+use super::superblock::anchor_members;
 use super::{DELTA_RANGES, DELTA_UPDATES, Inner, LOOK_AGAIN, Store};
 use crate::LvsError;
 use crate::format::anchor::{Anchor, OpenSegment};
@@ -39,7 +40,7 @@ impl Store {
                 self.inner().fail_pool(&error.to_string());
             }
             let mut inner = self.inner();
-            if !inner.has_no_room() {
+            if !inner.has_no_room() || self.closing.get() {
                 break;
             }
             // What became free can be named by the next checkpoint; when there is nothing, the pool is full.
@@ -55,7 +56,12 @@ impl Store {
     pub(crate) async fn checkpoint(self: &Rc<Self>, clean: bool) -> Result<(), LvsError> {
         let _pass = self.checkpoints.enter().await;
         self.inner().want_checkpoint = false;
-        self.checkpoint_inside(clean).await
+        let made = self.checkpoint_inside(clean).await;
+        if let Err(error) = &made {
+            // What was frozen is in no tree, and a later checkpoint would leave it out.
+            self.inner().fail_pool(&error.to_string());
+        }
+        made
     }
 
     async fn checkpoint_inside(self: &Rc<Self>, clean: bool) -> Result<(), LvsError> {
@@ -97,17 +103,27 @@ impl Store {
         drop(inner);
         if let Ok(mut spare) = Rc::try_unwrap(frozen) {
             spare.clear();
-            self.inner().spare = Some(spare);
+            // That of an import is larger.
+            self.inner().spare = (spare.room().1 == DELTA_RANGES).then_some(spare);
         }
         Ok(())
     }
 
     /// Gives back what nobody needs since a snapshot or a volume was deleted, some of it at each checkpoint.
     async fn purge_lines(self: &Rc<Self>, writer: &PageWriter) -> Result<(), LvsError> {
-        let lines: Vec<Line> = self.inner().lines.iter().filter(|l| l.purge.is_some()).cloned().collect();
+        // Clones come after what they were made of: a line is in the table as long as it is the parent of another.
+        let lines: Vec<Line> = {
+            let inner = self.inner();
+            let may_go = |l: &&Line| l.purge.is_some() && !(l.is_dead() && inner.lines.is_parent(l.id));
+            inner.lines.iter().filter(may_go).cloned().collect()
+        };
         let mut left = PURGE_LEAVES;
         for line in lines {
-            let Some(from) = line.purge.filter(|_| left > 0) else { continue };
+            let Some(from) = line.purge else { continue };
+            if left == 0 {
+                self.inner().want_checkpoint = true;
+                break;
+            }
             let most = left;
             left = 0;
             let mut counts = Counts::default();
@@ -123,10 +139,12 @@ impl Store {
                 let mut inner = self.inner();
                 let Some(now) = inner.lines.get_mut(line.id) else { continue };
                 // Another deletion meanwhile begins anew.
-                if now.purge == line.purge && now.snapshots.len() == line.snapshots.len() {
+                let same = now.head == line.head && now.snapshots == line.snapshots;
+                if same && now.purge == line.purge {
                     now.purge = next.map(PurgeCursor::block);
                 }
-                next.is_none() && now.is_dead()
+                // Only what was purged for nobody has no data left.
+                next.is_none() && line.is_dead()
             };
             if dead {
                 self.bury(line.id, &tree).await?;
@@ -233,7 +251,7 @@ impl Store {
             let catalogue = inner
                 .catalogue
                 .dirty
-                .then(|| catalog::encode(&inner.catalogue.objects()))
+                .then(|| catalog::encode(&inner.catalogue.objects(inner.uuid, &inner.name)))
                 .transpose()
                 .map_err(wrong)?;
             let lines = inner.line_table().encode().map_err(wrong)?;
@@ -267,7 +285,14 @@ impl Store {
         anchor.clean = clean;
         anchor.last = self.inner().log.last();
         anchor.open = mark.iter().map(open_segment).collect();
-        anchor.next = self.inner().log.opened().iter().copied().chain(names).collect();
+        {
+            // What the log opened while the tables were written is among both.
+            let inner = self.inner();
+            let opened = inner.log.opened();
+            let rest = names.iter().filter(|id| !opened.contains(id));
+            anchor.next = opened.iter().chain(rest).copied().collect();
+            anchor.members = anchor_members(&inner.members, &inner.space);
+        }
         anchor.delta = BlobPtr::default();
         Ok(anchor)
     }

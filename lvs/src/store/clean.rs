@@ -13,7 +13,7 @@ use crate::LvsError;
 use crate::format::record::{
     DataEntry, PageNote, Record, RelocateHeader, Relocation, Stamp, header_blocks, looks_like_header,
 };
-use crate::index::{Change, Moved, PageTag, Tree, is_page_live, locate_block};
+use crate::index::{Change, PageTag, Tree, is_page_live, locate_block};
 use crate::types::{BLOCK_BYTES, BlockNo, LineId, Pba, Place, SegmentId, Seq};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -42,12 +42,16 @@ impl Store {
     /// Cleans until segments are at hand again, or nothing is left to gain.
     pub(super) async fn clean(self: &Rc<Self>) -> Result<(), LvsError> {
         let mut best = self.inner().blocks_at_hand();
-        while self.inner().is_short() {
+        while self.inner().is_short() && !self.closing.get() {
             let mut moved = 0;
             loop {
                 let victim = self.inner().take_victim(moved);
                 let Some(victim) = victim else { break };
-                moved += self.clean_segment(victim).await?;
+                moved += match self.clean_segment(victim).await {
+                    // A disk cannot read all of it: the next one, and whoever reads that block is told.
+                    Err(LvsError::Io { op: "read", .. }) => 0,
+                    moved => moved?,
+                };
             }
             let cleaned = core::mem::take(&mut self.inner().cleaning).len();
             self.checkpoint(false).await?;
@@ -173,8 +177,8 @@ impl Store {
         let mut inner = self.inner();
         for (i, c) in taken.iter().enumerate() {
             let to = pba.plus(1 + i as u64);
-            let moved = inner.active.relocate(c.line, c.block, c.birth, c.pba, to);
-            debug_assert!(moved != Moved::Full, "the cleaner has room of its own");
+            // Without room the block stays where it is, and the copy is garbage.
+            let _ = inner.layer_of(seq).relocate(c.line, c.block, c.birth, c.pba, to);
         }
         inner.record_complete(seq);
         Ok(taken.len() as u32)

@@ -73,16 +73,18 @@ impl Store {
     /// Removes a volume. Its snapshots stay. When it was the last clone of a discarded snapshot, that goes, too.
     pub(crate) async fn destroy_volume(self: &Rc<Self>, uuid: Uuid) -> Result<(), LvsError> {
         let _pass = self.changes.enter().await;
-        let source = self.inner().volume(uuid)?.clone_of.as_ref().map(|c| c.snapshot);
+        let line = self.inner().volume(uuid)?.line;
         self.change(Change::Remove(uuid)).await?;
-        let orphan = source.filter(|&s| {
-            let inner = self.inner();
-            inner.catalogue.clones_of(s) == 0
-                && inner.catalogue.snapshots.get(&s).is_some_and(|s| s.discarded)
-        });
-        match orphan {
-            Some(snapshot) => self.change(Change::Remove(snapshot)).await,
-            None => Ok(()),
+        self.drop_orphans(line).await
+    }
+
+    /// When nothing reads `line` any more, the discarded snapshot that it was cloned from goes, and so on upwards.
+    async fn drop_orphans(self: &Rc<Self>, mut line: LineId) -> Result<(), LvsError> {
+        loop {
+            let orphan = self.inner().orphan_of(line);
+            let Some((snapshot, parent)) = orphan else { return Ok(()) };
+            self.change(Change::Remove(snapshot)).await?;
+            line = parent;
         }
     }
 
@@ -155,7 +157,8 @@ impl Store {
                 uuid: spec.uuid,
                 name: spec.name,
                 line: source.line,
-                epoch: Seq::ZERO,
+                // The longest: the true one has to fit in its place.
+                epoch: Seq::MAX,
                 size_bytes: source.size_bytes,
                 source: volume,
                 source_name: source.name.clone(),
@@ -171,7 +174,7 @@ impl Store {
         let mut placed = self.place(&Change::Put(Box::new(Object::Snapshot(object.clone())))).await?;
         object.epoch = placed.seq;
         let change = Change::Put(Box::new(Object::Snapshot(object.clone())));
-        self.inner().apply_change(change.clone())?;
+        self.inner().apply_change(placed.seq, change.clone())?;
         placed.header = CatalogueHeader::begin();
         fill(&mut placed, &change)?;
         loop {
@@ -192,17 +195,19 @@ impl Store {
     /// Removes a snapshot; one with clones is only marked, and goes with the last of them.
     pub(crate) async fn destroy_snapshot(self: &Rc<Self>, uuid: Uuid) -> Result<(), LvsError> {
         let _pass = self.changes.enter().await;
-        let change = {
+        let (change, line) = {
             let inner = self.inner();
             let mut snapshot = inner.snapshot(uuid)?.clone();
-            if inner.catalogue.clones_of(uuid) > 0 {
+            let line = snapshot.line;
+            if inner.lines.is_cloned_at(line, snapshot.epoch) {
                 snapshot.discarded = true;
-                Change::Put(Box::new(Object::Snapshot(snapshot)))
+                (Change::Put(Box::new(Object::Snapshot(snapshot))), line)
             } else {
-                Change::Remove(uuid)
+                (Change::Remove(uuid), line)
             }
         };
-        self.change(change).await
+        self.change(change).await?;
+        self.drop_orphans(line).await
     }
 
     /// Makes a change durable, and then real.
@@ -211,8 +216,9 @@ impl Store {
         fill(&mut placed, &change)?;
         // What it depends on: an object that an earlier record made.
         self.flush_all().await?;
+        let seq = placed.seq;
         self.write_placed(placed).await?;
-        self.inner().apply_change(change)
+        self.inner().apply_change(seq, change)
     }
 
     /// Takes a number and a place for a record that will hold `change`, or one of the same length.
@@ -223,7 +229,7 @@ impl Store {
         fill(&mut placed, change)?;
         // A number that is filled in later may take a digit more.
         let blocks = placed.header.header_blocks() as u32 + 1;
-        for attempt in 0..3 {
+        for _ in 0..3 {
             {
                 let mut inner = self.inner();
                 inner.check_fault()?;
@@ -236,7 +242,6 @@ impl Store {
                     return Ok(placed);
                 }
             }
-            debug_assert!(attempt < 2, "a checkpoint names segments");
             self.checkpoint(false).await?;
         }
         Err(self.inner().out_of_segments())
@@ -279,6 +284,9 @@ pub(crate) fn check_name(name: &str) -> Result<(), LvsError> {
 impl Inner {
     fn check_new(&self, uuid: Option<Uuid>, name: &str) -> Result<(), LvsError> {
         let exists = |what, name: String| Err(LvsError::Exists { what, name, pool: self.name.clone() });
+        if uuid == Some(self.uuid) {
+            return exists("pool", self.uuid.to_string());
+        }
         for v in self.catalogue.volumes.values() {
             if Some(v.uuid) == uuid || v.name == name {
                 return exists("volume", v.name.clone());
@@ -309,6 +317,14 @@ impl Inner {
             properties: BTreeMap::new(),
             unknown: BTreeMap::new(),
         }
+    }
+
+    /// The discarded snapshot that only the dead line `line` was cloned from, and whose line it is.
+    fn orphan_of(&self, line: LineId) -> Option<(Uuid, LineId)> {
+        let (parent, epoch) = self.lines.get(line).filter(|l| l.is_dead())?.parent?;
+        let mut snapshots = self.catalogue.snapshots.values();
+        let source = snapshots.find(|s| s.line == parent && s.epoch == epoch && s.discarded)?;
+        (!self.lines.is_cloned_at(parent, epoch)).then_some((source.uuid, parent))
     }
 
     pub(crate) fn volume(&self, uuid: Uuid) -> Result<&VolumeObject, LvsError> {

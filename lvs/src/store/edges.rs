@@ -81,6 +81,7 @@ impl Inner {
         }
         self.partial_writes += 1;
         self.ios[io].stage = Stage::Edges;
+        self.hold_segments(io);
         self.start_read_edges(io);
     }
 
@@ -122,6 +123,8 @@ impl Inner {
 
     /// The whole blocks at the edges are in their buffers: completes a read's or goes on with a write.
     pub(super) fn edges_read(&mut self, io: u32) {
+        // What it reads it has; it must not keep a checkpoint waiting that it may have to wait for.
+        self.release_segments(io);
         let ctx = &mut self.ios[io];
         if ctx.status != IoStatus::SUCCESS {
             // H12: a part written into a bad block would give its garbage a valid checksum.

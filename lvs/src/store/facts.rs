@@ -57,14 +57,18 @@ impl Inner {
     }
 
     /// The devices to flush, and what that makes durable.
-    pub(super) fn begin_slow_flush(&mut self) -> (Seq, Vec<Descriptor>) {
+    pub(super) fn begin_slow_flush(&mut self) -> (Seq, Vec<(usize, Descriptor)>) {
         let covers = self.log.completed();
-        let dirty = self.members.iter_mut().filter(|m| m.volatile && m.dirty);
-        let list = dirty.map(|m| {
-            m.dirty = false;
-            m.descriptor.clone()
-        });
+        let members = self.members.iter_mut().enumerate();
+        let list = members.filter_map(|(at, m)| m.begin_flush().then(|| (at, m.descriptor.clone())));
         (covers, list.collect())
+    }
+
+    /// The slow flush of a device ended.
+    pub(super) fn slow_flush_ended(&mut self, member: usize) {
+        if let Some(m) = self.members.get_mut(member) {
+            m.flush_ended();
+        }
     }
 
     /// A record that slow work wrote is complete.
@@ -75,8 +79,8 @@ impl Inner {
         }
     }
 
-    pub(super) fn apply_change(&mut self, change: Change) -> Result<(), LvsError> {
-        let applied = self.catalogue.apply(change, &mut self.lines);
+    pub(super) fn apply_change(&mut self, seq: Seq, change: Change) -> Result<(), LvsError> {
+        let applied = self.catalogue.apply(seq, change, &mut self.lines);
         self.count_used();
         applied.map_err(|c| self.damaged(c.0))
     }

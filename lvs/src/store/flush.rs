@@ -51,13 +51,12 @@ impl Inner {
 
     fn begin_flush(&mut self) {
         self.flush.covers = self.log.completed();
-        self.flush.failed = false;
+        // After a failure none succeeds any more: what was lost was written before this one began, too.
+        self.flush.failed = self.fault.is_some();
         for at in 0..self.members.len() {
-            let m = &mut self.members[at];
-            if !(m.volatile && m.dirty) {
+            if self.flush.failed || !self.members[at].begin_flush() {
                 continue;
             }
-            m.dirty = false;
             let index = self.ops.take();
             let op = &mut self.ops[index];
             op.sg.clear();
@@ -74,7 +73,8 @@ impl Inner {
     }
 
     /// One device answered.
-    pub(super) fn flush_done(&mut self, status: IoStatus) {
+    pub(super) fn flush_done(&mut self, member: usize, status: IoStatus) {
+        self.members[member].flush_ended();
         self.flush.left -= 1;
         if status != IoStatus::SUCCESS {
             self.flush.failed = true;
@@ -86,6 +86,8 @@ impl Inner {
     }
 
     fn flush_ended(&mut self) {
+        // A flush of slow work may have failed meanwhile, and have taken with it what this one was to cover.
+        self.flush.failed |= self.fault.is_some();
         if !self.flush.failed {
             self.log.durable_to(self.flush.covers);
         }

@@ -14,7 +14,7 @@ use super::member::Member;
 use super::seal::seal;
 use super::space::{Segment, Space, State};
 use super::superblock::{in_order, labels, newest_anchor};
-use super::{DELTA_RANGES, DELTA_UPDATES, Store};
+use super::{CLEANER_UPDATES, DELTA_RANGES, DELTA_UPDATES, Store};
 use crate::LvsError;
 use crate::format::anchor::Anchor;
 use crate::format::blob::BlobPtr;
@@ -79,6 +79,7 @@ impl Store {
         let (store, durable) = Self::find(core, devices, spec).await?;
         debug_assert!(durable >= store.inner().anchor.base);
         store.begin_opening().await?;
+        store.fit_delta().await?;
         store.open_for_use();
         Ok(store)
     }
@@ -109,6 +110,25 @@ impl Store {
         Ok((store, durable))
     }
 
+    /// What was found goes on as a delta of the usual size, so that the next tail is bounded as well; when it is more
+    /// than that, it is merged before anything is added.
+    async fn fit_delta(self: &Rc<Self>) -> Result<(), LvsError> {
+        let fits = {
+            let (points, ranges) = self.inner().active.len();
+            points + CLEANER_UPDATES <= DELTA_UPDATES && ranges <= DELTA_RANGES
+        };
+        if !fits {
+            return self.checkpoint(false).await;
+        }
+        let mut inner = self.inner();
+        let mut delta = Delta::with_capacity(DELTA_UPDATES, DELTA_RANGES);
+        let mut dump = Vec::new();
+        inner.active.dump(&mut dump);
+        delta.restore(&dump).map_err(|e| inner.damaged(&e.to_string()))?;
+        inner.active = delta;
+        Ok(())
+    }
+
     /// A store with what the anchor leads to, as of its checkpoint.
     async fn load(
         core: &Core,
@@ -129,7 +149,8 @@ impl Store {
             space,
             lines: Lines::default(),
             catalogue: Catalogue::default(),
-            delta: Delta::with_capacity(DELTA_UPDATES, DELTA_RANGES),
+            // The tail may hold what was being merged, and what came meanwhile.
+            delta: Delta::with_capacity(2 * DELTA_UPDATES, 2 * DELTA_RANGES),
             anchor,
         };
         let store = assemble(core, parts)?;
@@ -160,6 +181,15 @@ impl Store {
             loaded.map_err(|c| damaged(c.0.to_owned()))?;
             if let Some(table) = table {
                 inner.space.restore(&table).map_err(wrong)?;
+            }
+            // The table was written before its own blob was: these segments may be free in it, and they are not until
+            // the next anchor is durable.
+            for blob in [&anchor.catalogue, &anchor.lines, &anchor.segments, &anchor.delta] {
+                for id in
+                    blob.extents.iter().filter_map(|e| inner.space.segment_of(e.pba)).collect::<Vec<_>>()
+                {
+                    inner.space.hold(id, Seq::ZERO);
+                }
             }
             if let Some(dump) = dump {
                 inner.active.restore(&dump).map_err(|e| damaged(e.to_string()))?;
@@ -280,7 +310,7 @@ impl Store {
             Kind::Catalogue => {
                 let changes = Change::decode_all(record.catalogue(), record.entries());
                 for change in changes.map_err(|e| damaged(e.to_string()))? {
-                    let applied = inner.catalogue.apply(change, &mut inner.lines);
+                    let applied = inner.catalogue.apply(seq, change, &mut inner.lines);
                     applied.map_err(|c| damaged(c.0.to_owned()))?;
                 }
             }

@@ -18,6 +18,7 @@ impl Store {
     pub(crate) async fn export(self: &Rc<Self>) -> Result<(), LvsError> {
         let _pass = self.changes.enter().await;
         self.settle_io().await;
+        self.rest().await;
         // A pool that failed is closed as it is: the next import finds what its disks have.
         let clean = self.checkpoint_cleanly().await;
         self.close().await;
@@ -34,6 +35,7 @@ impl Store {
     pub(crate) async fn destroy(self: &Rc<Self>) -> Result<(), LvsError> {
         let _pass = self.changes.enter().await;
         self.settle_io().await;
+        self.rest().await;
         let erased = self.erase_superblocks().await;
         self.close().await;
         erased
@@ -41,19 +43,31 @@ impl Store {
 
     /// Waits until nothing is in flight.
     async fn settle_io(&self) {
-        while self.inner().has_io() {
-            self.inner().publish();
+        // A pool that was given up has no devices, and I/Os that never end.
+        loop {
+            {
+                let mut inner = self.inner();
+                if !inner.has_io() || inner.members.is_empty() {
+                    return;
+                }
+                inner.publish();
+            }
+            self.core.sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Background work ends, before the last checkpoint and before the devices do. It may have to enter the gate of
+    /// checkpoints for that.
+    async fn rest(&self) {
+        self.closing.set(true);
+        while self.feeding.get() || self.background.get() || self.noting.get() {
             self.core.sleep(LOOK_AGAIN).await;
         }
     }
 
     pub(super) async fn close(&self) {
         open_stores::remove(self.inner().uuid);
-        // Background work ends before the devices do.
         let _no_more = self.checkpoints.enter().await;
-        while self.feeding.get() || self.background.get() || self.noting.get() {
-            self.core.sleep(LOOK_AGAIN).await;
-        }
         self.closed.set(true);
         let members = core::mem::take(&mut self.inner().members);
         for member in members {

@@ -142,6 +142,17 @@ impl Lines {
         }
     }
 
+    /// True for a line that another one was cloned from.
+    pub(crate) fn is_parent(&self, id: LineId) -> bool {
+        self.iter().any(|l| l.parent.is_some_and(|(parent, _)| parent == id))
+    }
+
+    /// True when somebody reads line `id` as it was at `epoch` because a clone was made of it: the clone, or a snapshot
+    /// of the clone that outlived it.
+    pub(crate) fn is_cloned_at(&self, id: LineId, epoch: Seq) -> bool {
+        self.iter().any(|l| l.parent == Some((id, epoch)) && !l.is_dead())
+    }
+
     /// All lines, ascending.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Line> {
         self.list.iter().filter_map(|l| l.as_deref())

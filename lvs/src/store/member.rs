@@ -24,6 +24,8 @@ pub(super) struct Member {
     pub(super) fua: bool,
     /// Written since its last flush began.
     pub(super) dirty: bool,
+    /// Flushes that have not ended: what they cover is not durable yet, though the device is not dirty.
+    pub(super) flushing: u32,
     /// Submitted since the last kick.
     pub(super) kick: bool,
     /// Operations that the channel had no slot for.
@@ -34,6 +36,21 @@ impl Member {
     /// Its size in blocks of the store.
     pub(super) fn len_blocks(&self) -> u64 {
         self.device.size().0 / self.per_block()
+    }
+
+    /// Begins a flush when there is something that may not be durable; [`flush_ended`](Self::flush_ended) follows.
+    pub(super) fn begin_flush(&mut self) -> bool {
+        let needed = self.volatile && (self.dirty || self.flushing > 0);
+        if needed {
+            self.dirty = false;
+            self.flushing += 1;
+        }
+        needed
+    }
+
+    /// A flush that was begun ended, well or not.
+    pub(super) fn flush_ended(&mut self) {
+        self.flushing -= 1;
     }
 
     /// Device blocks in a block of the store.

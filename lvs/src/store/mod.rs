@@ -94,6 +94,8 @@ pub(crate) struct Store {
     noting: Cell<bool>,
     /// A task makes checkpoints and cleans.
     background: Cell<bool>,
+    /// No more background work begins.
+    closing: Cell<bool>,
     /// Exported, destroyed, or given up.
     closed: Cell<bool>,
     /// One checkpoint at a time.
@@ -115,6 +117,8 @@ pub(crate) struct Inner {
     pending: VecDeque<u32>,
     /// Reads that need a map page that is not in the cache.
     starved: Vec<u32>,
+    /// The I/O whose map page is being read.
+    fed: Option<u32>,
     /// Writes of part of a block that wait for another write of that block.
     blocked: Vec<u32>,
     /// I/Os that wait for a flush: those that the running one serves, and those that came after it began.
@@ -333,21 +337,25 @@ impl Inner {
         self.reads[usize::from(self.phase)] += 1;
     }
 
+    /// The opposite of [`hold_segments`](Self::hold_segments).
+    fn release_segments(&mut self, io: u32) {
+        if let Some(phase) = self.ios[io].phase.take() {
+            self.reads[usize::from(phase)] -= 1;
+        }
+    }
+
     /// The I/O is over: its completion goes to its queue.
     fn finish(&mut self, index: u32) {
         let ctx = &mut self.ios[index];
         let (queue, token, status, parent) = (ctx.queue, ctx.token, ctx.status, ctx.parent);
         let was = core::mem::replace(&mut ctx.stage, Stage::Idle);
-        let phase = ctx.phase.take();
         let partial = ctx.edges.is_some();
         if was == Stage::Read && partial && status == IoStatus::SUCCESS {
             self.scatter_edges(index);
         }
         self.ios[index].edges = io::Edges::default();
+        self.release_segments(index);
         self.ios.give(index);
-        if let Some(phase) = phase {
-            self.reads[usize::from(phase)] -= 1;
-        }
         match parent {
             Some(parent) => self.part_finished(parent, status),
             None => {
@@ -398,7 +406,7 @@ impl Inner {
         match owner {
             Owner::Read { io, place } => self.read_done(index, io, place, completion.status),
             Owner::Record(record) => self.record_done(record, completion.status),
-            Owner::Flush => self.flush_done(completion.status),
+            Owner::Flush => self.flush_done(member, completion.status),
         }
         self.ops.give(index);
     }
@@ -479,7 +487,8 @@ impl Inner {
                 found
             }
             Waiting::Starved => {
-                let (found, rest) = self.starved.iter().partition(|io| mine(io));
+                let (mut found, rest): (Vec<u32>, _) = self.starved.iter().partition(|io| mine(io));
+                found.extend(self.fed.take_if(|io| mine(io)));
                 self.starved = rest;
                 found
             }
@@ -496,6 +505,11 @@ impl Inner {
     pub(crate) fn give_up(&mut self, why: &str) {
         self.fail_pool(why);
         self.members.clear();
+        self.pending.clear();
+        self.blocked.clear();
+        self.starved.clear();
+        self.fed = None;
+        self.flush = flush::Flushes::default();
         let stuck: Vec<u32> = self
             .ios
             .iter()
@@ -568,7 +582,7 @@ impl Store {
             let note = inner.note_due().is_some_and(|at| at <= inner.now);
             (inner.want_checkpoint, !inner.starved.is_empty(), note)
         };
-        if note && !self.noting.replace(true) {
+        if note && !self.closing.get() && !self.noting.replace(true) {
             let store = self.clone();
             drop(self.core.spawn(async move { store.write_note().await }));
         }
@@ -576,7 +590,7 @@ impl Store {
             let store = self.clone();
             drop(self.core.spawn(async move { store.feed().await }));
         }
-        if checkpoint && !self.background.replace(true) {
+        if checkpoint && !self.closing.get() && !self.background.replace(true) {
             let store = self.clone();
             drop(self.core.spawn(async move { store.checkpoint_in_background().await }));
         }
@@ -588,9 +602,11 @@ impl Store {
             let Some(io) = self.inner().starved.pop() else { break };
             let missing = self.inner().next_missing(io);
             if let Some(missing) = missing {
+                self.inner().fed = Some(io);
                 let read = PageReader(self.clone()).read(&missing).await;
                 let mut inner = self.inner();
-                if inner.ios[io].stage == Stage::Idle {
+                if inner.fed.take().is_none() {
+                    // Its channel went; the slot may be another I/O's by now.
                     continue;
                 }
                 if read.is_err() {

@@ -310,15 +310,22 @@ impl Store {
 
     /// Makes everything that was written before durable.
     pub(super) async fn flush_all(&self) -> Result<(), LvsError> {
-        let (covers, volatile): (Seq, Vec<Descriptor>) = self.inner().begin_slow_flush();
-        for descriptor in &volatile {
-            if let Err(source) = descriptor.flush().await {
-                self.inner().fail_pool("a disk failed to flush its cache");
+        self.inner().check_fault()?;
+        let (covers, volatile): (Seq, Vec<(usize, Descriptor)>) = self.inner().begin_slow_flush();
+        for (member, descriptor) in &volatile {
+            let flushed = descriptor.flush().await;
+            let mut inner = self.inner();
+            inner.slow_flush_ended(*member);
+            if let Err(source) = flushed {
+                inner.fail_pool("a disk failed to flush its cache");
                 let disk = descriptor.device().name().to_owned();
                 return Err(LvsError::Io { op: "flush", disk, source });
             }
         }
-        self.inner().log.durable_to(covers);
+        let mut inner = self.inner();
+        // Another flush may have failed meanwhile, and have taken with it what this one was to cover.
+        inner.check_fault()?;
+        inner.log.durable_to(covers);
         Ok(())
     }
 }

@@ -274,16 +274,16 @@ impl Inner {
         self.records[index].ios = ios;
     }
 
+    /// Where a record that is not complete yet leaves what it did.
+    pub(super) fn layer_of(&mut self, seq: Seq) -> &mut Delta {
+        layer_of(&mut self.active, &mut self.frozen, self.frozen_base, seq)
+    }
+
     /// The versions of a completed record become visible.
     fn apply(&mut self, index: u32) {
         let record = &self.records[index];
         let birth = record.seq;
-        let delta = match &mut self.frozen {
-            Some(frozen) if birth <= self.frozen_base => {
-                Rc::get_mut(frozen).expect("invariant: the merge begins when these records are complete")
-            }
-            _ => &mut self.active,
-        };
+        let delta = layer_of(&mut self.active, &mut self.frozen, self.frozen_base, birth);
         for (i, &(line, block, crc)) in record.blocks.iter().enumerate() {
             let Some(line) = self.lines.get(line) else { continue };
             let place = Place::Data { pba: record.payload.plus(i as u64), crc };
@@ -299,6 +299,22 @@ impl Inner {
         if !self.any_volatile() {
             self.log.durable_to(self.log.completed());
         }
+    }
+}
+
+/// The delta that takes what record `seq`, which is not complete yet, did: the checkpoint that is being made covers
+/// all up to its base.
+fn layer_of<'a>(
+    active: &'a mut Delta,
+    frozen: &'a mut Option<Rc<Delta>>,
+    base: Seq,
+    seq: Seq,
+) -> &'a mut Delta {
+    match frozen {
+        Some(frozen) if seq <= base => {
+            Rc::get_mut(frozen).expect("invariant: the merge begins when these records are complete")
+        }
+        _ => active,
     }
 }
 
