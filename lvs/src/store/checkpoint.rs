@@ -8,7 +8,6 @@ use std::rc::Rc;
 use super::lines::Line;
 use super::log::Stream;
 use super::pages::{PageReader, PageWriter};
-use super::superblock::anchor_members;
 use super::{DELTA_RANGES, DELTA_UPDATES, Inner, LOOK_AGAIN, Store};
 use crate::LvsError;
 use crate::format::anchor::{Anchor, OpenSegment};
@@ -291,7 +290,6 @@ impl Store {
             let opened = inner.log.opened();
             let rest = names.iter().filter(|id| !opened.contains(id));
             anchor.next = opened.iter().chain(rest).copied().collect();
-            anchor.members = anchor_members(&inner.members, &inner.space);
         }
         anchor.delta = BlobPtr::default();
         Ok(anchor)
