@@ -1,6 +1,6 @@
 //! The gRPC services: thin, each call is a translation and one call of the [`engine`](crate::engine).
 //!
-//! - [`bdev`], [`host`], [`pool`], [`replica`], [`snapshot`], [`stats`], [`test`]: package `mayastor.v1`.
+//! - [`bdev`], [`host`], [`pool`], [`replica`], [`snapshot`], [`stats`], [`mod@test`]: package `mayastor.v1`.
 //! - [`subsystem`], and a part of [`pool`]: package `keelson.v1`.
 //! - `describe`: objects of pools as the API shows them.
 //! - `status`: the one place where errors become gRPC codes.

@@ -53,7 +53,7 @@ fn check_arguments(request: &CreatePoolRequest) -> Result<(), PoolError> {
     }
     match request.md_args.and_then(|m| m.md_resv_ratio) {
         // A NaN is not larger than 0 either.
-        Some(ratio) if !(ratio > 0.0) => Err(PoolError::MetadataRatio(ratio)),
+        Some(ratio) if ratio.is_nan() || ratio <= 0.0 => Err(PoolError::MetadataRatio(ratio)),
         _ => Ok(()),
     }
 }
