@@ -31,7 +31,7 @@ async fn a_pool_comes_and_goes() {
     let disk = d.bdev("m").await.unwrap();
     assert_eq!(pool.disks, [format!("{DISK}&uuid={}", disk.uuid)]);
     assert_eq!((disk.claimed, disk.claimed_by.as_str()), (true, "pool tpool"));
-    assert_eq!(d.pools().await, [pool.clone()]);
+    assert_eq!(d.pools().await, std::slice::from_ref(&pool));
 
     // Once more: the same disk is the same pool, another disk is another.
     assert_eq!(d.create_pool("tpool", &[DISK]).await, Err(Code::AlreadyExists));

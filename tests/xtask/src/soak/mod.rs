@@ -1,7 +1,7 @@
 //! `cargo xtask soak`: many simulation seeds and long fuzzing, recorded in docs/soak.md and resumed from it.
 //!
 //! - [`scope`]: what a scenario or target covers, and the tree that this is. - [`record`]: docs/soak.md.
-//! - [`work`]: the programs, and running a piece.
+//! - [`mod@work`]: the programs, and running a piece.
 //!
 //! The work is done in pieces of about two minutes, each recorded when it is done: a kill at any moment loses
 //! no more than those that are running. Goals are totals for the tree at hand, however many runs they take.
