@@ -1,8 +1,8 @@
 //! Headers of records, the units of the log: written as blocks arrive, read again at import and by the cleaner.
 //!
 //! # Map
-//! - [`write`]: the writers. They hold a few numbers; the bytes go straight into the caller's buffer.
-//! - [`read`]: [`Record`], a header that was checked, and iterators over what it lists.
+//! - `write`: the writers. They hold a few numbers; the bytes go straight into the caller's buffer.
+//! - `read`: [`Record`], a header that was checked, and iterators over what it lists.
 //!
 //! A header is believed when its checksum fits, which covers all of its blocks and, unseen in it, the pool, a secret
 //! of this opening and the address where it stands ([`HeaderSeal`]). Half of the secret stands in the header, so that

@@ -200,8 +200,8 @@ impl Delta {
         self.points.insert(key, pack(Change::Place(place)))
     }
 
-    /// Takes in an unmapped range (below [`MAX_BLOCKS`]): as points when it is short, else as one range. It takes [`cost_of_hole`]
-    /// (Self::cost_of_hole) of the room; false, and nothing done, when that is not there. Versions below it that
+    /// Takes in an unmapped range (below [`MAX_BLOCKS`]): as points when it is short, else as one range. It takes
+    /// [`cost_of_hole`](Self::cost_of_hole) of the room; false, and nothing done, when that is not there. Versions below it that
     /// nobody needs any more go (data is told to `gone`), the rest of them at the merge when they are many.
     pub fn put_hole_range(
         &mut self,

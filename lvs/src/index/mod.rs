@@ -6,8 +6,8 @@
 //!   - `ordered`: its sorted map; `holes`: its long unmapped ranges; `dump`: it as bytes, for the import checkpoint.
 //! - [`cache`]: pages in memory.
 //! - [`tree`]: what the algorithms on the trees of pages share.
-//!   - [`lookup`]: one block, without waiting. - [`query`]: ranges. - [`check`]: everything, and what is wrong with it.
-//!   - [`merge`]: a new tree from an old one and a delta; also moves pages and leaves out what nobody needs. It walks; `weave`
+//!   - [`mod@lookup`]: one block, without waiting. - [`mod@query`]: ranges. - [`mod@check`]: everything, and what is wrong with it.
+//!   - [`mod@merge`]: a new tree from an old one and a delta; also moves pages and leaves out what nobody needs. It walks; `weave`
 //!     puts entries and updates in order; `packer` makes pages of them.
 //!
 //! # Cost
