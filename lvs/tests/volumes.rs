@@ -110,6 +110,25 @@ fn what_was_written_is_read_and_the_rest_is_zero() {
     }
 }
 
+/// After a crash the log holds what no merge has counted: it counts all the same.
+#[test]
+fn what_a_crash_left_in_the_log_is_in_use() {
+    let rig = Rig::new();
+    let disk = rig.disk("a", 4096, 64, true, 1);
+    let pool = create(&rig, &[&disk]);
+    let volume = rig.run(pool.create_volume(thin("v", 8 * MIB))).unwrap();
+    let d = open(&rig, &volume);
+    write(&rig, &d, 0, 65536, 7);
+    rig.run(d.flush()).unwrap();
+    rig.run(d.close());
+    disk.cut_power();
+    let _ = rig.run(pool.export());
+    let pool = import(&rig, &[&disk]);
+    assert_eq!(rig.run(pool.info()).unwrap().used_bytes, 65536);
+    rig.run(pool.checkpoint()).unwrap();
+    assert_eq!(rig.run(pool.info()).unwrap().used_bytes, 65536);
+}
+
 #[test]
 fn parts_of_blocks_are_written_and_zeroed_exactly() {
     let rig = Rig::new();

@@ -132,11 +132,16 @@ impl Inner {
     }
 
     /// Segments that hold what only the delta refers to stay: their newest record is at least `seq`.
+    /// What thin volumes have there counts as used until the next merge counts it exactly.
     pub(super) fn hold_delta(&mut self, seq: Seq) {
         for line in self.active.lines().collect::<Vec<_>>() {
+            let thin = self.lines.get(line).is_some_and(|l| l.reserved_blocks == 0);
             for update in self.active.points_from(line, crate::types::BlockNo(0)) {
                 let pba = match update.change {
-                    crate::index::Change::Place(crate::types::Place::Data { pba, .. }) => pba,
+                    crate::index::Change::Place(crate::types::Place::Data { pba, .. }) => {
+                        self.thin_pending.set(self.thin_pending.get() + u64::from(thin));
+                        pba
+                    }
                     crate::index::Change::Moved { to, .. } => to,
                     crate::index::Change::Place(crate::types::Place::Hole) => continue,
                 };
