@@ -578,7 +578,10 @@ impl Store {
     /// Begins background work that the hot path asked for.
     pub(crate) fn look_after(self: &Rc<Self>) {
         let (checkpoint, starved, note) = {
-            let inner = self.inner();
+            let mut inner = self.inner();
+            if inner.merge_due().is_some_and(|at| at <= inner.now) && !self.background.get() {
+                inner.want_checkpoint = true;
+            }
             let note = inner.note_due().is_some_and(|at| at <= inner.now);
             (inner.want_checkpoint, !inner.starved.is_empty(), note)
         };
@@ -644,7 +647,7 @@ impl Poller for StorePoller {
 
     fn prepare_sleep(&mut self, _now: Instant) -> Sleep {
         let mut inner = self.0.inner();
-        let mut until: Option<Instant> = inner.note_due();
+        let mut until: Option<Instant> = inner.note_due().into_iter().chain(inner.merge_due()).min();
         for m in &mut inner.members {
             match m.channel.prepare_sleep() {
                 Sleep::KeepPolling => return Sleep::KeepPolling,

@@ -16,6 +16,9 @@ use crate::types::{BLOCK_BYTES, Pba, Seq};
 /// How long the log has to be quiet.
 const QUIET: Duration = Duration::from_millis(5);
 
+/// How long the log has to be quiet until it is merged.
+const IDLE: Duration = Duration::from_secs(1);
+
 /// What has been stated, and since when the log is quiet.
 #[derive(Default)]
 pub(super) struct Noted {
@@ -31,6 +34,13 @@ impl Inner {
     /// A header was made.
     pub(super) fn stated(&mut self, seq: Seq) {
         self.noted = Noted { last: seq, durable: self.log.durable(), at: self.now };
+    }
+
+    /// When what the log holds should be merged although nothing asks for it, so that what was freed is counted; `None`
+    /// when it holds nothing.
+    pub(super) fn merge_due(&self) -> Option<Instant> {
+        let idle = !self.active.is_empty() && self.fault.is_none() && !self.want_checkpoint;
+        idle.then(|| self.noted.at + IDLE)
     }
 
     /// When a note is due; `None` when there is nothing to say.
