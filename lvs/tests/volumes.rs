@@ -290,6 +290,49 @@ fn a_flipped_bit_is_found_or_harmless_wherever_it_is() {
     assert!(refused < 30, "{refused} of 150 imports were refused");
 }
 
+/// H10: one copy of labels and anchors is enough, whichever; without the newest anchor there is no silent step back.
+#[test]
+fn h10_one_copy_is_enough_and_an_older_checkpoint_is_never_taken_for_the_newest() {
+    let rig = Rig::new();
+    for lost in 0..3 {
+        let disk = rig.disk("a", 4096, 24, true, 21);
+        let pool = create(&rig, &[&disk]);
+        let volume = rig.run(pool.create_volume(thin("v", 2 * MIB))).unwrap();
+        let d = open(&rig, &volume);
+        for stamp in 1..=3 {
+            write(&rig, &d, 0, 4096, stamp);
+            rig.run(pool.checkpoint()).unwrap();
+        }
+        write(&rig, &d, 4096, 4096, 9);
+        rig.run(d.flush()).unwrap();
+        rig.run(d.close());
+        disk.cut_power();
+        let _ = rig.run(pool.export());
+        // Copy A of everything cannot be read, copy B cannot, or both copies of the newest anchor are damaged.
+        let slots = |first: u64| (0..4).map(move |slot| first + slot * 16);
+        match lost {
+            0 => std::iter::once(0).chain(slots(16)).for_each(|b| disk.damage(aio::Lba(b))),
+            1 => std::iter::once(8).chain(slots(80)).for_each(|b| disk.damage(aio::Lba(b))),
+            _ => {
+                let checkpoint =
+                    |b: &u64| u64::from_le_bytes(disk.block(aio::Lba(*b))[48..56].try_into().unwrap());
+                let newest = slots(16).max_by_key(checkpoint).unwrap();
+                [newest, newest + 64].into_iter().for_each(|b| disk.flip_bit(aio::Lba(b), 8 * 300));
+            }
+        }
+        let imported = rig.run(Pool::import(rig.home(), vec![on(&disk)], ImportPool::default()));
+        if lost == 2 {
+            assert!(matches!(imported, Err(lvs::LvsError::Damaged { .. })), "a step back");
+            continue;
+        }
+        let pool = imported.unwrap();
+        let d = open(&rig, &pool.volume(volume.uuid()).unwrap());
+        assert_eq!(read(&rig, &d, 0, 8192, 4096), [3, 9]);
+        rig.run(d.close());
+        rig.run(pool.destroy()).unwrap();
+    }
+}
+
 /// Writes an image to a disk.
 fn restore(rig: &Rig, disk: &SimDisk, image: &[(u64, Vec<u8>)]) {
     let d = rig.run(Descriptor::open(on(disk))).unwrap();

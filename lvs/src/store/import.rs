@@ -33,6 +33,8 @@ struct Found {
     header: Vec<u8>,
     pba: Pba,
     durable: Seq,
+    /// The newest checkpoint when it was written.
+    checkpoint: u64,
 }
 
 /// The records of the tail, by number.
@@ -51,7 +53,10 @@ fn collect(bytes: &[u8], from: Pba, seal: &HeaderSeal, base: Seq, tail: &mut Tai
         let Ok(record) = Record::parse(header, pba, seal) else { continue };
         let stamp = record.stamp();
         if record.kind() != Kind::Pages && stamp.seq > base {
-            tail.insert(stamp.seq, Found { header: header.to_vec(), pba, durable: stamp.durable });
+            tail.insert(
+                stamp.seq,
+                Found { header: header.to_vec(), pba, durable: stamp.durable, checkpoint: stamp.checkpoint },
+            );
         }
     }
 }
@@ -76,20 +81,19 @@ impl Store {
         devices: Vec<Arc<dyn BlockDevice>>,
         spec: ImportPool,
     ) -> Result<Rc<Self>, LvsError> {
-        let (store, durable) = Self::find(core, devices, spec).await?;
-        debug_assert!(durable >= store.inner().anchor.base);
+        let store = Self::find(core, devices, spec).await?;
         store.begin_opening().await?;
         store.fit_delta().await?;
         store.open_for_use();
         Ok(store)
     }
 
-    /// Finds the pool that is on `devices` and everything in it, without writing. Also up to where its log was durable.
+    /// Finds the pool that is on `devices` and everything in it, without writing.
     pub(super) async fn find(
         core: &Core,
         devices: Vec<Arc<dyn BlockDevice>>,
         spec: ImportPool,
-    ) -> Result<(Rc<Self>, Seq), LvsError> {
+    ) -> Result<Rc<Self>, LvsError> {
         let disk = devices.first().map_or_else(String::new, |d| d.name().to_owned());
         let mut members = open_members(spec.name.as_deref().unwrap_or_default(), devices).await?;
         let label = labels(&mut members, &disk).await?;
@@ -106,8 +110,8 @@ impl Store {
         let anchor = newest_anchor(&members, &label).await?;
         let members = in_order(members, &anchor, &label)?;
         let store = Self::load(core, &label, members, anchor).await?;
-        let durable = store.replay(&damaged).await?;
-        Ok((store, durable))
+        store.replay(&damaged).await?;
+        Ok(store)
     }
 
     /// What was found goes on as a delta of the usual size, so that the next tail is bounded as well; when it is more
@@ -199,7 +203,7 @@ impl Store {
     }
 
     /// Finds the records after the anchor and applies them.
-    async fn replay(self: &Rc<Self>, damaged: &impl Fn(String) -> LvsError) -> Result<Seq, LvsError> {
+    async fn replay(self: &Rc<Self>, damaged: &impl Fn(String) -> LvsError) -> Result<(), LvsError> {
         let (anchor, uuid, segment_blocks) = {
             let inner = self.inner();
             (inner.anchor.clone(), inner.uuid, inner.space.segment_blocks())
@@ -210,6 +214,13 @@ impl Store {
         for (segment, offset) in streams.chain(anchor.next.iter().map(|&s| (s, 0))) {
             let first = self.inner().space.first_block(segment);
             self.collect_segment(first, offset, segment_blocks, &seal, anchor.base, &mut tail).await?;
+        }
+        // H10: no silent step back. Records say after which checkpoint they were written.
+        if let Some(newer) = tail.values().map(|f| f.checkpoint).max().filter(|&c| c > anchor.checkpoint) {
+            let found = anchor.checkpoint;
+            return Err(damaged(format!(
+                "its newest checkpoint was {newer} at least, and {found} is the newest whole one"
+            )));
         }
         let durable = durable_end(&tail, anchor.base).map_err(|missing| {
             damaged(format!("record {} of the log, which was durable, is missing or unreadable", missing.0))
@@ -229,7 +240,7 @@ impl Store {
         for stream in &anchor.open {
             inner.space.close(stream.segment, State::Log);
         }
-        Ok(durable)
+        Ok(())
     }
 
     /// Collects the headers of a segment from block `offset` on.
@@ -351,7 +362,8 @@ mod tests {
     use super::*;
 
     fn tail(of: &[(u64, u64)]) -> Tail {
-        let found = |durable| Found { header: Vec::new(), pba: Pba::NONE, durable: Seq(durable) };
+        let found =
+            |durable| Found { header: Vec::new(), pba: Pba::NONE, durable: Seq(durable), checkpoint: 0 };
         of.iter().map(|&(seq, durable)| (Seq(seq), found(durable))).collect()
     }
 

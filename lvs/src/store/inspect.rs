@@ -47,7 +47,7 @@ impl Store {
         devices: Vec<Arc<dyn BlockDevice>>,
         data: bool,
     ) -> Result<CheckReport, LvsError> {
-        let (store, _) = Self::find(core, devices, ImportPool::default()).await?;
+        let store = Self::find(core, devices, ImportPool::default()).await?;
         let (report, lines) = {
             let inner = store.inner();
             let report = CheckReport { pool: inner.name.clone(), uuid: inner.uuid, ..CheckReport::default() };

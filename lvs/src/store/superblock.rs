@@ -35,15 +35,27 @@ async fn read(member: &Member, block: u64, len_bytes: usize) -> Result<Vec<u8>, 
 /// The label of a device; `None` when it has none. An error when it has one that cannot be read.
 pub(crate) async fn label_of(member: &Member) -> Result<Option<Label>, LvsError> {
     let mut wrong = None;
+    let mut unreadable = None;
     for block in LABEL_BLOCKS {
         if member.len_blocks() <= block {
             continue;
         }
-        match Label::decode(&read(member, block, LABEL_BYTES).await?) {
+        let bytes = match read(member, block, LABEL_BYTES).await {
+            Ok(bytes) => bytes,
+            // The other copy may be readable.
+            Err(error) => {
+                unreadable = Some(error);
+                continue;
+            }
+        };
+        match Label::decode(&bytes) {
             Ok(label) => return Ok(Some(label)),
             Err(FormatError::Magic(_)) => {}
             Err(error) => wrong = Some(error),
         }
+    }
+    if let Some(error) = unreadable {
+        return Err(error);
     }
     match wrong {
         None => Ok(None),
@@ -94,9 +106,18 @@ pub(super) async fn newest_anchor(members: &[Member], label: &Label) -> Result<A
     let mut newest: Option<Anchor> = None;
     let mut features = None;
     for member in members {
-        for copy in 0..label::ANCHOR_BLOCKS.len() {
-            for slot in 0..label::ANCHOR_SLOTS {
-                let bytes = read(member, label::anchor_block(copy, slot), MAX_ANCHOR_BYTES).await?;
+        for slot in 0..label::ANCHOR_SLOTS {
+            let mut unreadable = 0;
+            for copy in 0..label::ANCHOR_BLOCKS.len() {
+                let bytes = match read(member, label::anchor_block(copy, slot), MAX_ANCHOR_BYTES).await {
+                    Ok(bytes) => bytes,
+                    // The other copy may be readable; without both, the newest checkpoint may be what is lost.
+                    Err(_) if unreadable + 1 < label::ANCHOR_BLOCKS.len() => {
+                        unreadable += 1;
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
                 match Anchor::decode(&bytes) {
                     Ok(found) if found.pool == label.pool => {
                         if newest.as_ref().is_none_or(|n| n.checkpoint < found.checkpoint) {
