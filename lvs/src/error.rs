@@ -4,6 +4,13 @@ use aio::device::DeviceError;
 use aio::facade::IoError;
 use uuid::Uuid;
 
+impl LvsError {
+    /// Something on a disk cannot be read, or is not what it should be.
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(self, Self::Io { op: "read", .. } | Self::Damaged { .. })
+    }
+}
+
 /// A failed control operation.
 #[derive(Debug, thiserror::Error)]
 pub enum LvsError {

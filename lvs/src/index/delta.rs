@@ -323,6 +323,32 @@ impl Delta {
         self.holes.over(line, first.0, end.0)
     }
 
+    /// Takes in what `newer`, the layer above it, has of the blocks `first..end` of a line. False, and only part of it
+    /// taken, when there is no room.
+    pub fn take_in(
+        &mut self,
+        newer: &Self,
+        line: LineId,
+        (first, end): (BlockNo, BlockNo),
+        snapshots: &[Seq],
+    ) -> bool {
+        let points = newer.points_from(line, first).take_while(|update| update.block < end);
+        let taken = points.into_iter().all(|update| match update.change {
+            Change::Place(place) => {
+                self.put(line, update.block, Version { birth: update.birth, place }, snapshots, |_| {})
+            }
+            Change::Moved { from, to } => {
+                self.relocate(line, update.block, update.birth, from, to) != Moved::Full
+            }
+        });
+        taken
+            && newer.ranges_over(line, first, end).all(|range| {
+                let (from, until) = (range.first.max(first), range.end().min(end.0));
+                let range = HoleRange { first: from, count: until - from.0, ..*range };
+                self.put_hole_range(range, snapshots, |_| {})
+            })
+    }
+
     /// The first line at or after `line` of which it holds anything.
     pub fn line_from(&self, line: LineId) -> Option<LineId> {
         let mut at = self.points.seek(Key::new(line.0, 0, u64::MAX));

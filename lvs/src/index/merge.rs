@@ -149,7 +149,14 @@ where
         match self.tree.top() {
             None => self.leaf(None, Spot::END, true, Open::Surely).await?,
             Some(top) => {
-                let page = self.sink.read(&top).await?;
+                let page = match self.sink.read(&top).await {
+                    Ok(page) => page,
+                    Err(error) => {
+                        let (first, end) = self.weave.leave_out(Spot::END);
+                        self.sink.unreadable(&top, first, end, error)?;
+                        return Ok((self.tree, None));
+                    }
+                };
                 let first = match page.view().child(0) {
                     Some(child) => (child.block, child.birth),
                     None => {
@@ -173,10 +180,14 @@ where
             let at = frame.at.below(child.ptr);
             self.prefetch();
             match self.wanted(&child, at.level, fence, leftmost) {
-                Some(open) => {
-                    let page = self.sink.read(&at).await?;
-                    self.open(child, at, page, fence, leftmost, open).await?;
-                }
+                Some(open) => match self.sink.read(&at).await {
+                    Ok(page) => self.open(child, at, page, fence, leftmost, open).await?,
+                    Err(error) => {
+                        let (first, end) = self.weave.leave_out(fence);
+                        self.sink.unreadable(&at, first, end, error)?;
+                        self.packer.keep(at.level, child).await?;
+                    }
+                },
                 None => {
                     self.weave.last = None;
                     self.packer.keep(at.level, child).await?;
@@ -280,7 +291,9 @@ where
             view.map(|v| (0..v.len()).filter_map(|i| v.leaf(i)).collect::<Vec<_>>()).unwrap_or_default();
         let purging = self.purge.as_ref().is_some_and(|purge| purge.left > 0);
         if let (true, false, None, Some(first)) = (purging, leftmost, self.weave.last, entries.first()) {
-            let before = entry_before(self.sink, &self.tree, first.block, first.version.birth).await?;
+            // When it cannot be read, what this leaf begins with is kept.
+            let before = entry_before(self.sink, &self.tree, first.block, first.version.birth).await;
+            let before = before.ok().flatten();
             self.weave.last = before.map(|leaf| Last { block: leaf.block.0, birth: leaf.version.birth });
         }
         let mut job = self.weave.begin(entries, fence, leftmost);

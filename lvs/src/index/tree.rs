@@ -102,6 +102,19 @@ pub trait PageSink: PageSource {
         (LEAF_CAPACITY, CHILD_CAPACITY)
     }
 
+    /// A page that has to be looked into cannot be read: `Ok` keeps it in the new tree as it is. What the delta has of the
+    /// line's blocks `first..end` is then not in the new tree.
+    fn unreadable(
+        &self,
+        page: &PageAt,
+        first: BlockNo,
+        end: BlockNo,
+        error: Self::Error,
+    ) -> Result<(), Self::Error> {
+        let _ = (page, first, end);
+        Err(error)
+    }
+
     /// The new tree no longer refers to this page. (After an error of the operation the old tree counts, and what was
     /// told so far has to be forgotten.)
     fn dropped(&self, page: &PageAt);

@@ -258,6 +258,17 @@ impl<'a, P: Iterator<Item = Update>, F: FnMut(Event)> Weave<'a, P, F> {
         true
     }
 
+    /// What is below `fence` cannot be looked into: its new versions are left out. The blocks that this concerns.
+    pub(super) fn leave_out(&mut self, fence: Spot) -> (BlockNo, BlockNo) {
+        let first = self.done;
+        // The page may end with versions of the block that the next one begins with.
+        let end = fence.block.saturating_add(1).min(MAX_BLOCKS);
+        while self.points.next_if(|update| update.block.0 < end).is_some() {}
+        self.last = None;
+        self.pass(end);
+        (BlockNo(first), BlockNo(end))
+    }
+
     fn pass(&mut self, block: u64) {
         self.done = self.done.max(block);
         while self.ranges.get(self.first_range).is_some_and(|range| range.end() <= self.done) {

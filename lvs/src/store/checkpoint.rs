@@ -95,6 +95,7 @@ impl Store {
             trees.push(merged.map_err(|e| self.tree_error(e))?);
         }
         writer.finish().await?;
+        self.inner().set_aside(&frozen, &writer.take_unreadable())?;
         self.adopt(writer, trees, counts);
         let mut inner = self.inner();
         inner.thin_frozen = 0;
@@ -119,6 +120,9 @@ impl Store {
         let mut left = PURGE_LEAVES;
         for line in lines {
             let Some(from) = line.purge else { continue };
+            if line.is_dead() {
+                self.inner().forget_aside(line.id);
+            }
             if left == 0 {
                 self.inner().want_checkpoint = true;
                 break;
@@ -133,6 +137,8 @@ impl Store {
                     .await;
             let (tree, next) = purged.map_err(|e| self.tree_error(e))?;
             writer.finish().await?;
+            // What is below a damaged page stays in use.
+            let whole = writer.take_unreadable().is_empty();
             self.adopt(writer, vec![tree], counts);
             let dead = {
                 let mut inner = self.inner();
@@ -143,7 +149,7 @@ impl Store {
                     now.purge = next.map(PurgeCursor::block);
                 }
                 // Only what was purged for nobody has no data left.
-                next.is_none() && line.is_dead()
+                next.is_none() && line.is_dead() && whole
             };
             if dead {
                 self.bury(line.id, &tree).await?;
@@ -160,11 +166,12 @@ impl Store {
         let reader = PageReader(self.clone());
         let findings = check(&reader, tree, |seen| {
             if let Seen::Page(page) = seen {
-                pages.push(page.ptr.pba);
+                pages.extend([page.ptr.pba, page.ptr.copy]);
             }
         });
-        if let Some(finding) = findings.await.first() {
-            return Err(self.inner().damaged(&finding.to_string()));
+        if !findings.await.is_empty() {
+            // It is in nobody's way.
+            return Ok(());
         }
         let mut inner = self.inner();
         for pba in pages {
@@ -261,6 +268,11 @@ impl Store {
             anchor.catalogue = writer.blob(BlobKind::Catalogue, &bytes).await?;
         }
         anchor.lines = writer.blob(BlobKind::Lines, &lines).await?;
+        let aside = self.inner().dump_aside();
+        anchor.delta = match aside.is_empty() {
+            true => BlobPtr::default(),
+            false => writer.blob(BlobKind::Delta, &aside).await?,
+        };
         let names = {
             let mut inner = self.inner();
             let names = inner.next_names();
@@ -291,7 +303,6 @@ impl Store {
             let rest = names.iter().filter(|id| !opened.contains(id));
             anchor.next = opened.iter().chain(rest).copied().collect();
         }
-        anchor.delta = BlobPtr::default();
         Ok(anchor)
     }
 
@@ -323,8 +334,10 @@ impl Store {
             inner.checkpoint = anchor.checkpoint;
             inner.anchor = anchor.clone();
             inner.space.names_durable(&anchor.next);
+            inner.hold_aside(anchor.base.next());
             let blobs = [&anchor.catalogue, &anchor.lines, &anchor.segments, &anchor.delta];
-            let held: Vec<Pba> = blobs.into_iter().flat_map(|b| b.extents.iter().map(|e| e.pba)).collect();
+            let pieces = blobs.into_iter().flat_map(|b| b.extents.iter().chain(&b.copy));
+            let held: Vec<Pba> = pieces.map(|e| e.pba).collect();
             inner.space.checkpoint_durable(anchor.base, &held);
             let old = inner.phase;
             inner.phase ^= 1;

@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use super::pages::{PageReader, SLOW_BUFFER_BYTES};
+use super::pages::PageReader;
 use super::seal::seal;
 use super::{Inner, Store};
 use crate::LvsError;
@@ -47,11 +47,7 @@ impl Store {
             loop {
                 let victim = self.inner().take_victim(moved);
                 let Some(victim) = victim else { break };
-                moved += match self.clean_segment(victim).await {
-                    // A disk cannot read all of it: the next one, and whoever reads that block is told.
-                    Err(LvsError::Io { op: "read", .. }) => 0,
-                    moved => moved?,
-                };
+                moved += self.clean_segment(victim).await?;
             }
             let cleaned = core::mem::take(&mut self.inner().cleaning).len();
             self.checkpoint(false).await?;
@@ -71,19 +67,18 @@ impl Store {
             let inner = self.inner();
             (inner.space.first_block(id), inner.space.segment_blocks())
         };
-        let step = SLOW_BUFFER_BYTES / BLOCK_BYTES;
         let mut bytes = Vec::with_capacity(blocks as usize * BLOCK);
-        for at in (0..blocks).step_by(step as usize) {
-            let count = step.min(blocks - at);
-            let buf = self.read_blocks(first.plus(u64::from(at)), count).await?;
-            bytes.extend_from_slice(&buf[..count as usize * BLOCK]);
-        }
+        self.read_what_can_be(first, blocks, &mut bytes).await?;
         let content = self.inner().read_headers(first, &bytes);
         let mut moved = 0;
         let mut live = Vec::new();
         for candidate in content.blocks {
-            if self.is_live(&candidate).await? {
-                live.push(candidate);
+            match self.is_live(&candidate).await {
+                Ok(true) => live.push(candidate),
+                Ok(false) => {}
+                // Nobody can say: it stays where it is.
+                Err(error) if error.is_damage() => {}
+                Err(error) => return Err(error),
             }
         }
         let mut rest = &live[..];
@@ -97,9 +92,14 @@ impl Store {
         let reader = PageReader(self.clone());
         for (tag, pba) in content.pages {
             let Some(tree) = self.inner().tree(tag.line) else { continue };
-            if is_page_live(&reader, &tree, &tag, pba).await? {
-                self.inner().touched.push(tag);
-                moved += 1;
+            match is_page_live(&reader, &tree, &tag, pba).await {
+                Ok(true) => {
+                    self.inner().touched.push(tag);
+                    moved += 1;
+                }
+                Ok(false) => {}
+                Err(error) if error.is_damage() => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(moved)
@@ -109,7 +109,7 @@ impl Store {
     async fn is_live(self: &Rc<Self>, c: &Candidate) -> Result<bool, LvsError> {
         let tree = {
             let inner = self.inner();
-            let layers = [Some(&inner.active), inner.frozen.as_deref()];
+            let layers = [Some(&inner.active), inner.frozen.as_deref(), inner.aside.as_ref()];
             for delta in layers.into_iter().flatten() {
                 match delta.exact(c.line, c.block, c.birth) {
                     Some(Change::Place(Place::Data { pba, .. })) => return Ok(pba == c.pba),

@@ -123,7 +123,7 @@ impl Inner {
 
     /// Data blocks in the deltas that merges may find to be new.
     pub(super) fn thin_bound(&self) -> u64 {
-        self.thin_pending.get() + self.thin_frozen
+        self.thin_pending.get() + self.thin_frozen + self.aside_blocks()
     }
 
     /// After lines changed.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use aio::{BlockDevice, Core};
 use nvme::digest::crc32c;
 
+use super::aside::{ASIDE_RANGES, ASIDE_UPDATES};
 use super::catalogue::Catalogue;
 use super::create::{Parts, assemble, open_members};
 use super::lines::{Line, Lines};
@@ -153,8 +154,8 @@ impl Store {
             space,
             lines: Lines::default(),
             catalogue: Catalogue::default(),
-            // The tail may hold what was being merged, and what came meanwhile.
-            delta: Delta::with_capacity(2 * DELTA_UPDATES, 2 * DELTA_RANGES),
+            // The tail may hold what was being merged, and what came meanwhile; before it comes what was aside.
+            delta: Delta::with_capacity(2 * DELTA_UPDATES + ASIDE_UPDATES, 2 * DELTA_RANGES + ASIDE_RANGES),
             anchor,
         };
         let store = assemble(core, parts)?;
@@ -189,10 +190,10 @@ impl Store {
             // The table was written before its own blob was: these segments may be free in it, and they are not until
             // the next anchor is durable.
             for blob in [&anchor.catalogue, &anchor.lines, &anchor.segments, &anchor.delta] {
-                for id in
-                    blob.extents.iter().filter_map(|e| inner.space.segment_of(e.pba)).collect::<Vec<_>>()
-                {
-                    inner.space.hold(id, Seq::ZERO);
+                for piece in blob.extents.iter().chain(&blob.copy) {
+                    if let Some(id) = inner.space.segment_of(piece.pba) {
+                        inner.space.hold(id, Seq::ZERO);
+                    }
                 }
             }
             if let Some(dump) = dump {
@@ -253,14 +254,10 @@ impl Store {
         base: Seq,
         tail: &mut Tail,
     ) -> Result<(), LvsError> {
-        let mut bytes = Vec::with_capacity((segment_blocks.saturating_sub(offset)) as usize * BLOCK);
-        let mut at = offset;
-        while at < segment_blocks {
-            let count = (segment_blocks - at).min(super::pages::SLOW_BUFFER_BYTES / BLOCK_BYTES);
-            let buf = self.read_blocks(first.plus(u64::from(at)), count).await?;
-            bytes.extend_from_slice(&buf[..count as usize * BLOCK]);
-            at += count;
-        }
+        let blocks = segment_blocks.saturating_sub(offset);
+        let mut bytes = Vec::with_capacity(blocks as usize * BLOCK);
+        // A block that cannot be read holds no record; one that is missed is noticed.
+        self.read_what_can_be(first.plus(u64::from(offset)), blocks, &mut bytes).await?;
         collect(&bytes, first.plus(u64::from(offset)), seal, base, tail);
         Ok(())
     }

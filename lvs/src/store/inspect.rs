@@ -14,7 +14,7 @@ use super::pages::PageReader;
 use super::space::State;
 use crate::LvsError;
 use crate::format::page::Leaf;
-use crate::index::{Change, Seen, Tree, check};
+use crate::index::{Change, PageAt, Seen, Tree, check};
 use crate::info::{CheckReport, ImportPool};
 use crate::types::{BLOCK_BYTES, BlockNo, LineId, Pba, Place, SegmentId, Seq};
 
@@ -54,6 +54,7 @@ impl Store {
             (report, inner.lines.iter().cloned().collect::<Vec<Line>>())
         };
         let mut inspection = Inspection { report, seen: BTreeMap::new(), counted: BTreeMap::new() };
+        store.inspect_tables(&mut inspection).await;
         for line in &lines {
             let blocks = store.inspect_line(line, &mut inspection).await;
             if data {
@@ -75,7 +76,7 @@ impl Store {
         let (mut pages, mut leaves) = (Vec::new(), Vec::new());
         let reader = PageReader(self.clone());
         let findings = check(&reader, &tree, |seen| match seen {
-            Seen::Page(page) => pages.push(page.ptr.pba),
+            Seen::Page(page) => pages.push(page),
             Seen::Entry(leaf) => leaves.push(leaf),
         });
         for finding in findings.await {
@@ -83,18 +84,17 @@ impl Store {
         }
         inspection.report.lines += 1;
         inspection.report.pages += pages.len() as u64;
-        let inner = self.inner();
-        for pba in pages {
-            inspection.refer(&inner.space, pba, State::Pages, &format!("a map page of line {}", line.id.0));
-            inspection.count(&inner.space, pba);
+        for page in &pages {
+            self.inspect_page(page, inspection).await;
         }
+        let inner = self.inner();
         let mut born = vec![0; line.born.len()];
         let mut blocks = Vec::new();
         for Leaf { block, version, .. } in leaves {
             let Place::Data { pba, crc } = version.place else { continue };
             born[line.interval(version.birth).min(line.born.len() - 1)] += 1;
             let what = format!("block {} of line {}", block.0, line.id.0);
-            inspection.refer(&inner.space, pba, State::Log, &what);
+            inspection.refer(&inner.space, pba, Some(State::Log), &what);
             inspection.count(&inner.space, pba);
             blocks.push(Found { line: line.id, block, birth: version.birth, pba, crc: Some(crc) });
         }
@@ -106,6 +106,47 @@ impl Store {
         }
         inspection.report.blocks += blocks.len() as u64;
         blocks
+    }
+
+    /// Looks at a page that could be read from one of its places: at both.
+    async fn inspect_page(&self, page: &PageAt, inspection: &mut Inspection) {
+        let places = [(page.ptr.pba, "a map page"), (page.ptr.copy, "the copy of a map page")];
+        for (pba, name) in places.into_iter().filter(|(pba, _)| !pba.is_none()) {
+            let what = format!("{name} of line {}", page.line.0);
+            if !page.ptr.copy.is_none() && !self.is_page_whole(page, pba).await {
+                inspection.find(format!("{what}, at {pba}, cannot be read; the other one can"));
+            }
+            let inner = self.inner();
+            inspection.refer(&inner.space, pba, Some(State::Pages), &what);
+            inspection.count(&inner.space, pba);
+        }
+    }
+
+    /// Looks at both copies of the tables. One of each could be read.
+    async fn inspect_tables(&self, inspection: &mut Inspection) {
+        let anchor = self.inner().anchor.clone();
+        let tables = [
+            ("the catalogue", &anchor.catalogue),
+            ("the table of lines", &anchor.lines),
+            ("the table of segments", &anchor.segments),
+            ("the log's contents at the import", &anchor.delta),
+        ];
+        for (name, ptr) in tables {
+            for (which, extents) in [("first", &ptr.extents), ("second", &ptr.copy)] {
+                if extents.is_empty() {
+                    continue;
+                }
+                if let Err(error) = self.read_blob_copy(ptr, extents).await {
+                    inspection.find(format!("the {which} copy of {name} cannot be read: {error}"));
+                }
+                let inner = self.inner();
+                for piece in extents {
+                    for block in 0..u64::from(piece.blocks) {
+                        inspection.refer(&inner.space, piece.pba.plus(block), None, name);
+                    }
+                }
+            }
+        }
     }
 
     /// Looks at what the log holds beyond the trees.
@@ -120,7 +161,7 @@ impl Store {
                     Change::Place(Place::Hole) => continue,
                 };
                 let what = format!("block {} of line {} in the log", update.block.0, line.0);
-                inspection.refer(&inner.space, pba, State::Log, &what);
+                inspection.refer(&inner.space, pba, Some(State::Log), &what);
                 blocks.push(Found { line, block: update.block, birth: update.birth, pba, crc });
             }
         }
@@ -175,13 +216,13 @@ impl Inspection {
         self.report.wrong += 1;
     }
 
-    /// `what` stands at `pba`: in a segment of that use, and nothing else does.
-    fn refer(&mut self, space: &super::space::Space, pba: Pba, state: State, what: &str) {
+    /// `what` stands at `pba`: in a segment of that use, if one is given, and nothing else does.
+    fn refer(&mut self, space: &super::space::Space, pba: Pba, state: Option<State>, what: &str) {
         let Some(id) = space.segment_of(pba) else {
             return self.find(format!("{what} is said to stand at {pba}, where no segment is"));
         };
         let found = space.get(id).map_or(State::Free, |s| s.state);
-        if found != state {
+        if state.is_some_and(|state| found != state) {
             self.find(format!("{what} stands at {pba}, in a segment whose use is {found:?}"));
         }
         let at = (pba.block() - space.first_block(id).block()) as usize;

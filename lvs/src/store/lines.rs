@@ -24,6 +24,8 @@ pub(crate) struct Line {
     pub(crate) born: Vec<u64>,
     /// The tree may hold versions that nobody needs: where the search for them goes on.
     pub(crate) purge: Option<BlockNo>,
+    /// A page of the tree could not be read, with none of its copies, since the pool was opened.
+    pub(crate) damaged: bool,
 }
 
 impl Line {
@@ -38,6 +40,7 @@ impl Line {
             root: None,
             born: vec![0],
             purge: None,
+            damaged: false,
         }
     }
 
@@ -52,6 +55,7 @@ impl Line {
             root: line.root.map(|r| Root { ptr: r.ptr, level: r.level }),
             born: line.live_blocks,
             purge: line.purge,
+            damaged: false,
         }
     }
 

@@ -11,10 +11,11 @@
 //! Slow work, `async` on the home core:
 //! - `checkpoint`: freeze, merge, anchor, free. - `clean`: moves live blocks out of half-empty segments.
 //! - `catalogue`, `control`: volumes and snapshots. - `create`, `import`: how a store comes to be; `lifecycle`: its end.
-//! - `inspect`: the offline checker.
+//! - `aside`: what a damaged map page keeps out of its tree. - `inspect`: the offline checker.
 //!
 //! Everything is on one core and in one cell: [`Store`] hands it out, never across an `await`.
 
+mod aside;
 mod catalogue;
 mod checkpoint;
 mod clean;
@@ -128,6 +129,8 @@ pub(crate) struct Inner {
     spare: Option<Delta>,
     /// Being merged. Only records that were in flight when it was frozen still change it.
     frozen: Option<Rc<Delta>>,
+    /// What could not be merged, because a page of the tree cannot be read.
+    aside: Option<Delta>,
     /// The newest record whose versions belong into `frozen`.
     frozen_base: Seq,
     cache: RefCell<PageCache>,
@@ -135,8 +138,8 @@ pub(crate) struct Inner {
     lines: Lines,
     space: Space,
     log: Log,
-    /// Where map pages and blobs go.
-    page_stream: Option<Stream>,
+    /// Where map pages and blobs go, and where their second copies do.
+    page_streams: [Option<Stream>; 2],
     /// Thin blocks put since the last merge: an upper bound of what they add.
     thin_pending: Cell<u64>,
     /// The same, of what is being merged.
@@ -174,6 +177,8 @@ pub(crate) struct Inner {
     edges: DmaPool,
     read_errors: u64,
     checksum_errors: u64,
+    /// Map pages that could not be read from their first place.
+    page_errors: u64,
     scratch: Vec<Completion>,
     cut: Vec<SgEntry>,
 }

@@ -7,15 +7,15 @@ use aio::{Descriptor, DmaBuf};
 use nvme::digest::{Digest, crc32c};
 use uuid::Uuid;
 
-use super::Store;
 use super::log::Stream;
 use super::space::State;
+use super::{Inner, Store};
 use crate::LvsError;
-use crate::format::blob::{BlobExtent, BlobPtr};
+use crate::format::blob::{BlobExtent, BlobPtr, MAX_BLOB_EXTENTS};
 use crate::format::page::{Expected, PAGE_BYTES};
 use crate::format::record::{BlobKind, PageNote, PagesHeader, Stamp};
 use crate::index::{PageAt, PageRef, PageSink, PageSource, PageTag};
-use crate::types::{BLOCK_BYTES, PagePtr, Pba, Seq};
+use crate::types::{BLOCK_BYTES, BlockNo, LineId, PagePtr, Pba, Seq};
 
 /// Payload blocks of a Pages record: what its header of one block can list.
 const PAGES_OF_RECORD: u32 = 96;
@@ -38,11 +38,16 @@ impl PageSource for PageReader {
         if let Some(found) = self.cached(page) {
             return Ok(found);
         }
-        let mut bytes = self.0.read_blocks(page.ptr.pba, 1).await;
-        if !page.ptr.copy.is_none() && !bytes.as_ref().is_ok_and(|b| self.0.keep(page, b).is_ok()) {
-            bytes = self.0.read_blocks(page.ptr.copy, 1).await;
+        let first = self.0.read_page(page, page.ptr.pba).await;
+        let Err(error) = first else { return first };
+        self.0.inner().page_errors += 1;
+        if page.ptr.copy.is_none() {
+            // It may have been a slip of the disk.
+            return self.0.read_page(page, page.ptr.pba).await.map_err(|_| error);
         }
-        self.0.keep(page, &bytes?)
+        let copy = self.0.read_page(page, page.ptr.copy).await.map_err(|_| error)?;
+        self.0.inner().renew(page, &copy);
+        Ok(copy)
     }
 
     async fn breathe(&self) {
@@ -63,15 +68,26 @@ async fn aio_yield() {
     .await;
 }
 
-/// Appends pages and pieces of blobs to segments of their own. One at a time for each store: checkpoints take turns.
+/// Appends pages and pieces of blobs to segments of their own, and second copies of interior pages and blobs to others:
+/// on another disk when the pool has several. One at a time for each store: checkpoints take turns.
 pub(super) struct PageWriter {
     reader: PageReader,
-    open: RefCell<Option<Batch>>,
+    /// Records that are being filled: of originals, and of second copies.
+    open: RefCell<[Option<Batch>; 2]>,
     /// Pages that the new trees no longer refer to.
     dropped: RefCell<Vec<PageAt>>,
-    /// Pages that were made.
+    /// Pages and their copies that were made.
     made: RefCell<Vec<Pba>>,
+    /// Blocks of lines below pages that cannot be read.
+    unreadable: RefCell<Vec<(LineId, BlockNo, BlockNo)>>,
 }
+
+/// Index of the stream of originals, leaves among them.
+const ORIGINALS: usize = 0;
+/// Index of the stream of second copies.
+const COPIES: usize = 1;
+/// Pages that a read found damaged and that wait to be written anew, at most.
+const MOST_TOUCHED: usize = 1024;
 
 /// A record that is being filled.
 struct Batch {
@@ -99,7 +115,7 @@ impl PageSource for PageWriter {
     }
 
     async fn read(&self, page: &PageAt) -> Result<PageRef, LvsError> {
-        if let Some(batch) = &*self.open.borrow()
+        if let Some(batch) = &self.open.borrow()[ORIGINALS]
             && let Some(bytes) = batch.page(page.ptr.pba)
         {
             return self.reader.0.keep(page, bytes);
@@ -125,9 +141,25 @@ impl PageSink for PageWriter {
     ) -> Result<(Pba, Pba), LvsError> {
         let PageTag { line, level, block, birth } = *tag;
         let note = PageNote::Map { line, level, block, birth, crc: ptr.crc };
-        let pba = self.block(bytes, &note).await?;
-        self.made.borrow_mut().push(pba);
-        Ok((pba, Pba::NONE))
+        let pba = self.block(ORIGINALS, bytes, &note).await?;
+        // Leaves are most of what a merge writes; the volume of a damaged one takes no writes, others go on.
+        let copy = if level == 0 { Pba::NONE } else { self.copy(bytes, &note).await? };
+        self.made.borrow_mut().extend([pba, copy].iter().filter(|pba| !pba.is_none()));
+        Ok((pba, copy))
+    }
+
+    fn unreadable(
+        &self,
+        page: &PageAt,
+        first: BlockNo,
+        end: BlockNo,
+        error: LvsError,
+    ) -> Result<(), LvsError> {
+        if !error.is_damage() {
+            return Err(error);
+        }
+        self.unreadable.borrow_mut().push((page.line, first, end));
+        Ok(())
     }
 
     fn dropped(&self, page: &PageAt) {
@@ -139,14 +171,20 @@ impl PageWriter {
     pub(super) fn new(store: Rc<Store>) -> Self {
         Self {
             reader: PageReader(store),
-            open: RefCell::default(),
+            open: RefCell::new([None, None]),
             dropped: RefCell::default(),
             made: RefCell::default(),
+            unreadable: RefCell::default(),
         }
     }
 
     fn store(&self) -> &Rc<Store> {
         &self.reader.0
+    }
+
+    /// The blocks below pages that the merges since the last call could not read, and so left as they are.
+    pub(super) fn take_unreadable(&self) -> Vec<(LineId, BlockNo, BlockNo)> {
+        self.unreadable.take()
     }
 
     /// The trees that were made count from now on: so do their pages.
@@ -157,21 +195,30 @@ impl PageWriter {
         }
         for page in self.dropped.borrow_mut().drain(..) {
             inner.space.drop_live(page.ptr.pba);
+            inner.space.drop_live(page.ptr.copy);
             inner.cache.borrow_mut().forget(page.ptr.pba);
         }
     }
 
-    /// Appends a block. It is on its device after [`finish`](Self::finish), and durable after a flush behind that.
-    async fn block(&self, bytes: &[u8], note: &PageNote) -> Result<Pba, LvsError> {
-        if self.open.borrow().as_ref().is_some_and(|b| b.blocks == b.limit) {
-            self.finish().await?;
+    /// Appends a second copy; [`Pba::NONE`] when the pool has no room for it.
+    async fn copy(&self, bytes: &[u8], note: &PageNote) -> Result<Pba, LvsError> {
+        match self.block(COPIES, bytes, note).await {
+            Err(LvsError::NoSpace { .. }) => Ok(Pba::NONE),
+            appended => appended,
         }
-        if self.open.borrow().is_none() {
-            let batch = self.begin().await?;
-            *self.open.borrow_mut() = Some(batch);
+    }
+
+    /// Appends a block. It is on its device after [`finish`](Self::finish), and durable after a flush behind that.
+    async fn block(&self, stream: usize, bytes: &[u8], note: &PageNote) -> Result<Pba, LvsError> {
+        if self.open.borrow()[stream].as_ref().is_some_and(|b| b.blocks == b.limit) {
+            self.write_out(stream).await?;
+        }
+        if self.open.borrow()[stream].is_none() {
+            let batch = self.begin(stream).await?;
+            self.open.borrow_mut()[stream] = Some(batch);
         }
         let mut open = self.open.borrow_mut();
-        let batch = open.as_mut().expect("invariant: it was just opened");
+        let batch = open[stream].as_mut().expect("invariant: it was just opened");
         let at = (1 + batch.blocks as usize) * BLOCK;
         let pushed = batch.header.push(&mut batch.buf[..BLOCK], note);
         debug_assert!(pushed.is_ok(), "the limit leaves room");
@@ -181,37 +228,45 @@ impl PageWriter {
         Ok(batch.pba.plus(u64::from(batch.blocks)))
     }
 
-    async fn begin(&self) -> Result<Batch, LvsError> {
+    async fn begin(&self, stream: usize) -> Result<Batch, LvsError> {
         let buf = self.store().buffer().await;
         let mut inner = self.store().inner();
+        let inner = &mut *inner;
         let segment_blocks = inner.space.segment_blocks();
-        let stream = match inner.page_stream.take() {
+        let open = match inner.page_streams[stream].take() {
             Some(s) if s.offset + 2 <= segment_blocks => s,
             full => {
                 if let Some(full) = full {
                     inner.space.close(full.segment, State::Pages);
                 }
-                let Some(segment) = inner.space.open_pages() else {
+                // Originals and copies never share a disk while there is another one.
+                let other = inner.page_streams[1 - stream].map(|s| s.segment.member());
+                let Some(segment) = inner.space.open_pages(other) else {
                     return Err(inner.out_of_segments());
                 };
                 Stream { segment, offset: 0 }
             }
         };
-        inner.page_stream = Some(stream);
-        let limit = PAGES_OF_RECORD.min(segment_blocks - stream.offset - 1);
-        let pba = inner.space.first_block(stream.segment).plus(u64::from(stream.offset));
+        inner.page_streams[stream] = Some(open);
+        let limit = PAGES_OF_RECORD.min(segment_blocks - open.offset - 1);
+        let pba = inner.space.first_block(open.segment).plus(u64::from(open.offset));
         Ok(Batch { header: PagesHeader::begin(), buf, pba, blocks: 0, limit })
     }
 
     /// Writes what was appended.
     pub(super) async fn finish(&self) -> Result<(), LvsError> {
-        let Some(mut batch) = self.open.borrow_mut().take() else { return Ok(()) };
+        self.write_out(ORIGINALS).await?;
+        self.write_out(COPIES).await
+    }
+
+    async fn write_out(&self, stream: usize) -> Result<(), LvsError> {
+        let Some(mut batch) = self.open.borrow_mut()[stream].take() else { return Ok(()) };
         let (descriptor, offset_bytes) = {
             let mut inner = self.store().inner();
             let stamp = Stamp { seq: Seq::ZERO, durable: Seq::ZERO, checkpoint: inner.checkpoint };
             batch.header.finish(&mut batch.buf[..BLOCK], &stamp, &inner.seal, batch.pba);
-            if let Some(stream) = &mut inner.page_stream {
-                stream.offset += 1 + batch.blocks;
+            if let Some(open) = &mut inner.page_streams[stream] {
+                open.offset += 1 + batch.blocks;
             }
             inner.device_of(batch.pba)?
         };
@@ -220,23 +275,47 @@ impl PageWriter {
         self.store().wrote(batch.pba, result)
     }
 
-    /// Appends a blob.
+    /// Appends a blob, twice.
     pub(super) async fn blob(&self, kind: BlobKind, bytes: &[u8]) -> Result<BlobPtr, LvsError> {
         let checkpoint = self.store().inner().checkpoint + 1;
-        let mut extents: Vec<BlobExtent> = Vec::new();
+        let (mut extents, mut copy) = (Vec::new(), Vec::new());
+        let mut whole_copy = true;
         for (index, piece) in bytes.chunks(BLOCK).enumerate() {
             let mut digest = Digest::new();
             digest.update(piece);
             digest.update(&[0; BLOCK][piece.len()..]);
             let note = PageNote::Blob { kind, checkpoint, index: index as u64, crc: digest.value() };
-            let pba = self.block(piece, &note).await?;
-            match extents.last_mut() {
-                Some(last) if last.pba.plus(u64::from(last.blocks)) == pba => last.blocks += 1,
-                _ => extents.push(BlobExtent { pba, blocks: 1 }),
+            extend(&mut extents, self.block(ORIGINALS, piece, &note).await?);
+            if whole_copy {
+                let pba = self.copy(piece, &note).await?;
+                whole_copy = !pba.is_none();
+                extend(&mut copy, pba);
             }
         }
         self.finish().await?;
-        Ok(BlobPtr { len_bytes: bytes.len() as u64, crc: crc32c(bytes), extents, copy: Vec::new() })
+        if !whole_copy || copy.len() > MAX_BLOB_EXTENTS {
+            copy.clear();
+        }
+        Ok(BlobPtr { len_bytes: bytes.len() as u64, crc: crc32c(bytes), extents, copy })
+    }
+}
+
+/// Adds a block to a list of pieces.
+fn extend(extents: &mut Vec<BlobExtent>, pba: Pba) {
+    match extents.last_mut() {
+        Some(last) if last.pba.plus(u64::from(last.blocks)) == pba => last.blocks += 1,
+        _ => extents.push(BlobExtent { pba, blocks: 1 }),
+    }
+}
+
+impl Inner {
+    /// Of this page only the copy can be read: the next merge writes it anew, twice.
+    fn renew(&mut self, at: &PageAt, page: &PageRef) {
+        let Some(first) = page.view().child(0) else { return };
+        if self.touched.len() < MOST_TOUCHED && self.fault.is_none() {
+            let PageAt { line, level, .. } = *at;
+            self.touched.push(PageTag { line, level, block: first.block, birth: first.birth });
+        }
     }
 }
 
@@ -251,6 +330,18 @@ impl Store {
         let expected = Expected { pool: inner.uuid, line, level, crc: ptr.crc, newest: ptr.newest };
         let kept = inner.cache.borrow_mut().insert(ptr.pba, bytes, &expected);
         kept.map_err(|e| wrong(format!("the map page at {} is not what it should be: {e}", ptr.pba)))
+    }
+
+    /// Reads a page from one of its places.
+    async fn read_page(&self, page: &PageAt, pba: Pba) -> Result<PageRef, LvsError> {
+        let bytes = self.read_blocks(pba, 1).await?;
+        self.keep(page, &bytes)
+    }
+
+    /// Can one of the places of a page, or of its copy, be read, and is it what it has to be? For the checker.
+    pub(super) async fn is_page_whole(&self, page: &PageAt, pba: Pba) -> bool {
+        let bytes = self.read_blocks(pba, 1).await;
+        bytes.is_ok_and(|bytes| crc32c(&bytes[..BLOCK]) == page.ptr.crc)
     }
 
     /// A buffer of slow work, when one is free.
@@ -277,10 +368,51 @@ impl Store {
         }
     }
 
-    /// Reads a blob and checks it.
+    /// Appends `blocks` blocks from `pba` on to `out`; those that cannot be read are zero.
+    pub(super) async fn read_what_can_be(
+        &self,
+        pba: Pba,
+        blocks: u32,
+        out: &mut Vec<u8>,
+    ) -> Result<(), LvsError> {
+        let step = SLOW_BUFFER_BYTES / BLOCK_BYTES;
+        for at in (0..blocks).step_by(step as usize) {
+            let count = step.min(blocks - at);
+            let first = pba.plus(u64::from(at));
+            match self.read_blocks(first, count).await {
+                Ok(buf) => out.extend_from_slice(&buf[..count as usize * BLOCK]),
+                Err(LvsError::Io { .. }) => {
+                    for one in 0..u64::from(count) {
+                        match self.read_blocks(first.plus(one), 1).await {
+                            Ok(buf) => out.extend_from_slice(&buf[..BLOCK]),
+                            Err(LvsError::Io { .. }) => out.resize(out.len() + BLOCK, 0),
+                            Err(other) => return Err(other),
+                        }
+                    }
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a blob and checks it: its copy when that fails.
     pub(super) async fn read_blob(&self, ptr: &BlobPtr) -> Result<Vec<u8>, LvsError> {
+        let first = self.read_blob_copy(ptr, &ptr.extents).await;
+        if first.is_ok() || ptr.copy.is_empty() {
+            return first;
+        }
+        self.read_blob_copy(ptr, &ptr.copy).await.or(first)
+    }
+
+    /// Reads one copy of a blob, whose pieces are `extents`, and checks it.
+    pub(super) async fn read_blob_copy(
+        &self,
+        ptr: &BlobPtr,
+        extents: &[BlobExtent],
+    ) -> Result<Vec<u8>, LvsError> {
         let mut bytes = Vec::new();
-        for &BlobExtent { pba: first, blocks } in &ptr.extents {
+        for &BlobExtent { pba: first, blocks } in extents {
             let mut done = 0;
             while done < blocks {
                 let count = (blocks - done).min(SLOW_BUFFER_BYTES / BLOCK_BYTES);
@@ -289,10 +421,9 @@ impl Store {
                 done += count;
             }
         }
-        let pool = self.inner().name.clone();
         bytes.truncate(ptr.len_bytes as usize);
         if !ptr.check_content(&bytes) {
-            return Err(LvsError::Damaged { pool, what: "a table has a wrong checksum".to_owned() });
+            return Err(self.inner().damaged("a table has a wrong checksum"));
         }
         Ok(bytes)
     }

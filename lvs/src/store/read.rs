@@ -30,10 +30,16 @@ impl Inner {
             {
                 return Ok(self.active.corrected(line, block, v).place);
             }
+            let aside = self.aside.as_ref().filter(|_| state.damaged);
+            if let Some(DeltaHit::Version(v)) = aside.and_then(|aside| aside.lookup(line, block, view)) {
+                let v = self.frozen.as_ref().map_or(v, |f| f.corrected(line, block, v));
+                return Ok(self.active.corrected(line, block, v).place);
+            }
             if state.root.is_some() {
                 let tree = Tree { line, root: state.root };
                 match lookup_in(|page| self.cache.borrow_mut().get(&page.ptr), &tree, block, view) {
                     Lookup::Found(v) => {
+                        let v = aside.map_or(v, |a| a.corrected(line, block, v));
                         let v = self.frozen.as_ref().map_or(v, |f| f.corrected(line, block, v));
                         return Ok(self.active.corrected(line, block, v).place);
                     }

@@ -13,7 +13,7 @@ use crate::format::segtable::{self, SegmentState, Stream};
 use crate::types::{BLOCK_BYTES, Pba, SegmentId, Seq};
 
 /// Segments that nothing but checkpoints and the cleaner may take: a checkpoint's pages and blobs, and a target for the cleaner.
-pub(crate) const RESERVE_SEGMENTS: u32 = 10;
+pub(crate) const RESERVE_SEGMENTS: u32 = 11;
 
 /// Of the blocks that are left, the share that volumes never see: what keeps cleaning cheap (H20).
 const HIDDEN_PERCENT: u64 = 11;
@@ -185,9 +185,10 @@ impl Space {
         Some(id)
     }
 
-    /// Opens a free segment for pages.
-    pub(crate) fn open_pages(&mut self) -> Option<SegmentId> {
-        let id = self.free.pop_front()?;
+    /// Opens a free segment for pages: not on device `but` while another one has any.
+    pub(crate) fn open_pages(&mut self, but: Option<u8>) -> Option<SegmentId> {
+        let at = self.free.iter().position(|id| Some(id.member()) != but).unwrap_or(0);
+        let id = self.free.remove(at)?;
         self.set_state(id, State::OpenPages);
         Some(id)
     }
@@ -373,9 +374,17 @@ mod tests {
         let mut space = pool(&[6]);
         let names = name(&mut space, 4, 2);
         space.names_durable(&names);
-        let pages: Vec<_> = std::iter::from_fn(|| space.open_pages()).collect();
+        let pages: Vec<_> = std::iter::from_fn(|| space.open_pages(None)).collect();
         assert_eq!(pages.len(), 2);
         assert!(pages.iter().all(|p| !names.contains(p)));
+    }
+
+    #[test]
+    fn copies_are_on_another_device_while_there_is_one_with_room() {
+        let mut space = pool(&[3, 1]);
+        let members: Vec<u8> =
+            std::iter::from_fn(|| space.open_pages(Some(0))).map(SegmentId::member).collect();
+        assert_eq!(members, [1, 0, 0, 0]);
     }
 
     #[test]

@@ -120,6 +120,9 @@ impl Inner {
             let direct = transfer && ctx.stable && entries + ctx.sg.len() < max_sg && device.takes(&ctx.sg);
             let fit = match room_for(ctx, &self.active, self.records[index].room, self.reserved) {
                 Fit::Yes if self.lines.get(ctx.line).is_none() => Fit::Refuse(aio::check::REMOVED),
+                Fit::Yes if self.is_write_protected(ctx.line) => {
+                    Fit::Refuse(IoStatus::NAMESPACE_WRITE_PROTECTED)
+                }
                 Fit::Yes => self.space_for(ctx, blocks),
                 other => other,
             };

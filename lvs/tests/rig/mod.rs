@@ -51,6 +51,7 @@ impl Rng {
         self.next() % n
     }
 
+    #[allow(dead_code, reason = "not every test draws")]
     pub(crate) fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
