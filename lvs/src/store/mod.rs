@@ -199,8 +199,9 @@ impl Inner {
             return Err(Busy);
         }
         let index = self.begin(queue, token, volume);
-        let (offset, len) =
-            (io.lba.0 * u64::from(volume.block_bytes), io.blocks.0 * u64::from(volume.block_bytes));
+        // Checked against the size, except where they mean nothing.
+        let bytes = |blocks: u64| blocks.wrapping_mul(u64::from(volume.block_bytes));
+        let (offset, len) = (bytes(io.lba.0), bytes(io.blocks.0));
         self.ios[index].fua = io.flags.contains(IoFlags::FUA);
         self.ios[index].stable = io.flags.contains(IoFlags::STABLE);
         match io.opcode {
@@ -459,6 +460,13 @@ impl Inner {
         self.queues[queue as usize].as_mut().expect("invariant: a channel's queue goes with it")
     }
 
+    /// An I/O of the queue was refused, and one could be taken now: there is a place, and buffers for both its edges.
+    pub(crate) fn is_ready(&mut self, queue: u32) -> bool {
+        let buffers = self.edges.available() as usize >= 2;
+        let queue = self.queue(queue);
+        queue.refused && queue.taken < queue.depth && buffers
+    }
+
     /// Accepts an I/O only to complete it with an error.
     pub(crate) fn refuse(&mut self, queue: u32, token: Token, status: IoStatus) -> Result<(), Busy> {
         if !self.reserve(queue) {
@@ -578,6 +586,11 @@ impl Store {
     /// When it is in use already (a bug of ours).
     pub(crate) fn inner(&self) -> RefMut<'_, Inner> {
         self.inner.borrow_mut()
+    }
+
+    /// Nobody has it at the moment.
+    pub(crate) fn is_free(&self) -> bool {
+        self.inner.try_borrow_mut().is_ok()
     }
 
     /// Begins background work that the hot path asked for.

@@ -28,6 +28,11 @@ impl VolumeChannel {
         let queue = store.inner().open_queue(CHANNEL_DEPTH);
         Self { store, volume, queue }
     }
+
+    /// False while the store is at work further up on the stack: dropping the channel has to wait.
+    pub(super) fn can_end(&self) -> bool {
+        self.store.is_free()
+    }
 }
 
 impl IoChannel for VolumeChannel {
@@ -69,18 +74,16 @@ impl IoChannel for VolumeChannel {
 
     fn take_ready(&mut self) -> bool {
         let mut inner = self.store.inner();
-        let queue = inner.queue(self.queue);
-        let ready = queue.refused && queue.taken < queue.depth;
+        let ready = inner.is_ready(self.queue);
         if ready {
-            queue.refused = false;
+            inner.queue(self.queue).refused = false;
         }
         ready
     }
 
     fn prepare_sleep(&mut self) -> Sleep {
         let mut inner = self.store.inner();
-        let queue = inner.queue(self.queue);
-        let work = !queue.done.is_empty() || (queue.refused && queue.taken < queue.depth);
+        let work = !inner.queue(self.queue).done.is_empty() || inner.is_ready(self.queue);
         // The store's own poller arms the devices.
         if work { Sleep::KeepPolling } else { Sleep::Armed }
     }
