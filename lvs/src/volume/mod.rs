@@ -1,10 +1,11 @@
 //! A volume or snapshot as a block device.
 //!
 //! - [`Volume`]: the control side, shared by all cores. - `channel`: the data side on the pool's home core.
-//! - `counters`: what it was asked to do.
+//! - `proxy`: the data side on any other core. - `counters`: what it was asked to do.
 
 mod channel;
 mod counters;
+mod proxy;
 
 pub(crate) use channel::CHANNEL_DEPTH;
 pub(crate) use counters::Counters;
@@ -22,6 +23,7 @@ use uuid::Uuid;
 
 use crate::store::{Target, open_stores};
 use channel::VolumeChannel;
+use proxy::ProxyChannel;
 
 /// A volume, or a snapshot opened for reading.
 pub struct Volume(Arc<Shared>);
@@ -59,8 +61,9 @@ pub(crate) struct VolumeParts {
 
 impl Volume {
     pub(crate) fn new(parts: VolumeParts) -> Arc<Self> {
-        let mut capabilities =
-            Capabilities::UNMAP | Capabilities::UNMAP_ZEROES | Capabilities::WRITE_ZEROES | Capabilities::FUA;
+        let mut capabilities = Capabilities::UNMAP | Capabilities::WRITE_ZEROES | Capabilities::FUA;
+        // Of smaller blocks, those stay that share a block of the store with others which are in use.
+        capabilities.set(Capabilities::UNMAP_ZEROES, parts.geometry.block_bytes == crate::BLOCK_BYTES);
         capabilities.set(Capabilities::VOLATILE_CACHE, parts.volatile);
         capabilities.set(Capabilities::READ_ONLY, parts.target.view != crate::Seq::MAX);
         let blocks = parts.size_bytes / u64::from(parts.geometry.block_bytes);
@@ -158,12 +161,13 @@ impl BlockDevice for Volume {
             if !self.0.is_alive() {
                 return Err(DeviceError::Gone(self.0.name.clone()));
             }
-            if Core::current().is_none_or(|core| core.id() != self.0.home.id()) {
-                let device = self.0.name.clone();
-                return Err(DeviceError::Unsupported { op: "use on a core other than its pool's", device });
-            }
-            let store =
-                open_stores::get(self.0.pool).ok_or_else(|| DeviceError::Gone(self.0.name.clone()))?;
+            let device = || self.0.name.clone();
+            let here = Core::current()
+                .ok_or_else(|| DeviceError::Unsupported { op: "use outside of a core", device: device() })?;
+            let home = (here.id() == self.0.home.id()).then(|| open_stores::get(self.0.pool)).flatten();
+            let Some(store) = home else {
+                return Ok(Box::new(ProxyChannel::open(here, self.0.clone()).await?) as Box<dyn IoChannel>);
+            };
             Ok(Box::new(VolumeChannel::open(store, self.0.clone())) as Box<dyn IoChannel>)
         })
     }
