@@ -45,6 +45,21 @@ impl RecordCtx {
         self.room = (0, 0);
     }
 
+    /// Does it hold data where `ctx` makes a hole, or a hole where `ctx` has data? Versions of one record are of one age:
+    /// which of the two is there would depend on who asks (H9).
+    fn meets(&self, ctx: &IoCtx) -> bool {
+        match ctx.hole {
+            Some(range) => {
+                let inside = |block: &BlockNo| *block >= range.first && block.0 - range.first.0 < range.count;
+                self.blocks.iter().any(|(line, block, _)| *line == range.line && inside(block))
+            }
+            None => self.holes.iter().any(|hole| {
+                let end = ctx.first.0 + u64::from(ctx.count);
+                hole.line == ctx.line && hole.first.0 < end && ctx.first.0 < hole.first.0 + hole.count
+            }),
+        }
+    }
+
     pub(super) fn empty() -> Self {
         Self {
             seq: Seq::ZERO,
@@ -114,7 +129,7 @@ impl Inner {
             let ctx = &self.ios[io];
             let transfer = ctx.hole.is_none();
             let blocks = if transfer { ctx.count } else { 0 };
-            if payload + blocks > limit {
+            if payload + blocks > limit || self.records[index].meets(ctx) {
                 break;
             }
             let direct = transfer && ctx.stable && entries + ctx.sg.len() < max_sg && device.takes(&ctx.sg);

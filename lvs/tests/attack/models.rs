@@ -1,0 +1,9 @@
+//! Long walks beside the model.
+
+use crate::harness::walk::{Walk, walk};
+use crate::seeds;
+
+#[test]
+fn pools_hold_what_the_model_says() {
+    seeds(12, |seed| walk(seed, Walk { rounds: 4, steps: 60 }));
+}
