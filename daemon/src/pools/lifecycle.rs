@@ -166,10 +166,12 @@ impl Engine {
         }
     }
 
-    /// Pools are spread over the cores.
+    /// Pools are spread over the cores: the one with the fewest. Of several the last, because the first has the remote
+    /// devices.
     fn home_of_next_pool(&self) -> CoreHandle {
-        let cores = self.cores();
-        cores[self.pools().list().len() % cores.len()].clone()
+        let pools = self.pools().list();
+        let of = |core: &&CoreHandle| pools.iter().filter(|e| e.pool.home().id() == core.id()).count();
+        self.cores().iter().rev().min_by_key(of).expect("invariant: an engine has a core").clone()
     }
 
     /// Opens all disks, or none.
