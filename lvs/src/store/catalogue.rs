@@ -35,13 +35,22 @@ pub(crate) struct Catalogue {
 pub(crate) struct Contradiction(pub(crate) &'static str);
 
 impl Catalogue {
-    /// Applies a change that stands in record `seq`, to the lines as well. What it has applied already it leaves out:
+    /// Applies the changes that stand in record `seq`, to the lines as well. What it has applied already it leaves out:
     /// the objects that it was about may be gone again.
-    pub(crate) fn apply(&mut self, seq: Seq, change: Change, lines: &mut Lines) -> Result<(), Contradiction> {
+    pub(crate) fn apply(
+        &mut self,
+        seq: Seq,
+        changes: Vec<Change>,
+        lines: &mut Lines,
+    ) -> Result<(), Contradiction> {
         if seq <= self.applied {
             return Ok(());
         }
         (self.applied, self.dirty) = (seq, true);
+        changes.into_iter().try_for_each(|change| self.apply_one(change, lines))
+    }
+
+    fn apply_one(&mut self, change: Change, lines: &mut Lines) -> Result<(), Contradiction> {
         match change {
             Change::Put(object) => match *object {
                 Object::Volume(v) => self.put_volume(v, lines),

@@ -7,12 +7,16 @@ use std::time::SystemTime;
 use aio::DmaBuf;
 use uuid::Uuid;
 
+use super::lines::Line;
 use super::{Inner, Store};
 use crate::LvsError;
 use crate::format::catalog::{Change, CloneOf, Object, SnapshotObject, VolumeObject};
 use crate::format::record::{CatalogueHeader, Stamp};
 use crate::info::{CreateSnapshot, CreateVolume, VolumeProperties};
 use crate::types::{BLOCK_BYTES, LineId, MAX_NAME_BYTES, MAX_VOLUME_BYTES, Pba, Seq};
+
+/// Discarded snapshots that go with what kept them: their removals fit a record.
+const MOST_ORPHANS: usize = 2000;
 
 /// A number and a place in the log, taken for a record of the catalogue.
 struct Placed {
@@ -73,19 +77,14 @@ impl Store {
     /// Removes a volume. Its snapshots stay. When it was the last clone of a discarded snapshot, that goes, too.
     pub(crate) async fn destroy_volume(self: &Rc<Self>, uuid: Uuid) -> Result<(), LvsError> {
         let _pass = self.changes.enter().await;
-        let line = self.inner().volume(uuid)?.line;
-        self.change(Change::Remove(uuid)).await?;
-        self.drop_orphans(line).await
-    }
-
-    /// When nothing reads `line` any more, the discarded snapshot that it was cloned from goes, and so on upwards.
-    async fn drop_orphans(self: &Rc<Self>, mut line: LineId) -> Result<(), LvsError> {
-        loop {
-            let orphan = self.inner().orphan_of(line);
-            let Some((snapshot, parent)) = orphan else { return Ok(()) };
-            self.change(Change::Remove(snapshot)).await?;
-            line = parent;
-        }
+        let changes = {
+            let inner = self.inner();
+            let line = inner.volume(uuid)?.line;
+            let orphans =
+                inner.lines.get(line).filter(|l| l.snapshots.is_empty()).map(|_| inner.orphans_of(line));
+            removals(uuid, orphans.unwrap_or_default())
+        };
+        self.change_all(changes).await
     }
 
     /// Changes the size, up or down.
@@ -150,7 +149,7 @@ impl Store {
             let source = inner.volume(volume)?;
             if !source.thin {
                 // H18: each of its blocks may have to be written a second time.
-                let head = inner.lines.get(source.line).map_or(0, super::lines::Line::head_blocks);
+                let head = inner.lines.get(source.line).map_or(0, Line::head_blocks);
                 inner.check_space(head + inner.thin_bound())?;
             }
             SnapshotObject {
@@ -171,12 +170,12 @@ impl Store {
                 unknown: BTreeMap::new(),
             }
         };
-        let mut placed = self.place(&Change::Put(Box::new(Object::Snapshot(object.clone())))).await?;
+        let put = |object: &SnapshotObject| vec![Change::Put(Box::new(Object::Snapshot(object.clone())))];
+        let mut placed = self.place(&put(&object)).await?;
         object.epoch = placed.seq;
-        let change = Change::Put(Box::new(Object::Snapshot(object.clone())));
-        self.inner().apply_change(placed.seq, change.clone())?;
+        self.inner().apply_changes(placed.seq, put(&object))?;
         placed.header = CatalogueHeader::begin();
-        fill(&mut placed, &change)?;
+        fill(&mut placed, &put(&object))?;
         loop {
             {
                 let inner = self.inner();
@@ -195,38 +194,43 @@ impl Store {
     /// Removes a snapshot; one with clones is only marked, and goes with the last of them.
     pub(crate) async fn destroy_snapshot(self: &Rc<Self>, uuid: Uuid) -> Result<(), LvsError> {
         let _pass = self.changes.enter().await;
-        let (change, line) = {
+        let changes = {
             let inner = self.inner();
             let mut snapshot = inner.snapshot(uuid)?.clone();
-            let line = snapshot.line;
-            if inner.lines.is_cloned_at(line, snapshot.epoch) {
+            if inner.lines.is_cloned_at(snapshot.line, snapshot.epoch) {
                 snapshot.discarded = true;
-                (Change::Put(Box::new(Object::Snapshot(snapshot))), line)
+                vec![Change::Put(Box::new(Object::Snapshot(snapshot)))]
             } else {
-                (Change::Remove(uuid), line)
+                let last = |l: &&Line| !l.head && l.snapshots == [snapshot.epoch];
+                let orphans = inner.lines.get(snapshot.line).filter(last).map(|l| inner.orphans_of(l.id));
+                removals(uuid, orphans.unwrap_or_default())
             }
         };
-        self.change(change).await?;
-        self.drop_orphans(line).await
+        self.change_all(changes).await
     }
 
     /// Makes a change durable, and then real.
     async fn change(self: &Rc<Self>, change: Change) -> Result<(), LvsError> {
-        let mut placed = self.place(&change).await?;
-        fill(&mut placed, &change)?;
+        self.change_all(vec![change]).await
+    }
+
+    /// Makes changes durable, all or none, and then real.
+    async fn change_all(self: &Rc<Self>, changes: Vec<Change>) -> Result<(), LvsError> {
+        let mut placed = self.place(&changes).await?;
+        fill(&mut placed, &changes)?;
         // What it depends on: an object that an earlier record made.
         self.flush_all().await?;
         let seq = placed.seq;
         self.write_placed(placed).await?;
-        self.inner().apply_change(seq, change)
+        self.inner().apply_changes(seq, changes)
     }
 
-    /// Takes a number and a place for a record that will hold `change`, or one of the same length.
-    async fn place(self: &Rc<Self>, change: &Change) -> Result<Placed, LvsError> {
+    /// Takes a number and a place for a record that will hold `changes`, or such of the same length.
+    async fn place(self: &Rc<Self>, changes: &[Change]) -> Result<Placed, LvsError> {
         let buf = self.buffer().await;
         let mut placed =
             Placed { seq: Seq::ZERO, pba: Pba::NONE, blocks: 0, buf, header: CatalogueHeader::begin() };
-        fill(&mut placed, change)?;
+        fill(&mut placed, changes)?;
         // A number that is filled in later may take a digit more.
         let blocks = placed.header.header_blocks() as u32 + 1;
         for _ in 0..3 {
@@ -266,11 +270,18 @@ impl Store {
     }
 }
 
-fn fill(placed: &mut Placed, change: &Change) -> Result<(), LvsError> {
-    let bytes = change.encode().map_err(|source| LvsError::Encode { source })?;
-    let pushed = placed.header.push(&mut placed.buf, &bytes);
-    debug_assert!(pushed.is_ok(), "an encoded change fits a record");
+fn fill(placed: &mut Placed, changes: &[Change]) -> Result<(), LvsError> {
+    for change in changes {
+        let bytes = change.encode().map_err(|source| LvsError::Encode { source })?;
+        let pushed = placed.header.push(&mut placed.buf, &bytes);
+        debug_assert!(pushed.is_ok(), "an encoded change, and some removals, fit a record");
+    }
     Ok(())
+}
+
+/// An object goes, and with it the snapshots that only it kept.
+fn removals(uuid: Uuid, orphans: Vec<Uuid>) -> Vec<Change> {
+    [uuid].into_iter().chain(orphans).map(Change::Remove).collect()
 }
 
 /// True names: of pools, volumes, snapshots.
@@ -319,12 +330,29 @@ impl Inner {
         }
     }
 
-    /// The discarded snapshot that only the dead line `line` was cloned from, and whose line it is.
-    fn orphan_of(&self, line: LineId) -> Option<(Uuid, LineId)> {
-        let (parent, epoch) = self.lines.get(line).filter(|l| l.is_dead())?.parent?;
-        let mut snapshots = self.catalogue.snapshots.values();
-        let source = snapshots.find(|s| s.line == parent && s.epoch == epoch && s.discarded)?;
-        (!self.lines.is_cloned_at(parent, epoch)).then_some((source.uuid, parent))
+    /// The discarded snapshots that go when nothing reads `line` any more: the one that it was cloned from, when nobody else
+    /// was, and so on upwards. They go in one record with what kept them, so that no crash leaves them behind; so many that
+    /// they fit into it.
+    fn orphans_of(&self, line: LineId) -> Vec<Uuid> {
+        let mut orphans = Vec::new();
+        let mut dying = line;
+        while orphans.len() < MOST_ORPHANS
+            && let Some((parent, epoch)) = self.lines.get(dying).and_then(|l| l.parent)
+        {
+            let reads = |l: &Line| l.id != dying && l.parent == Some((parent, epoch)) && !l.is_dead();
+            if self.lines.iter().any(reads) {
+                break;
+            }
+            let mut snapshots = self.catalogue.snapshots.values();
+            let source = snapshots.find(|s| s.line == parent && s.epoch == epoch && s.discarded);
+            let Some(source) = source else { break };
+            orphans.push(source.uuid);
+            if !self.lines.get(parent).is_some_and(|l| !l.head && l.snapshots == [epoch]) {
+                break;
+            }
+            dying = parent;
+        }
+        orphans
     }
 
     pub(crate) fn volume(&self, uuid: Uuid) -> Result<&VolumeObject, LvsError> {

@@ -79,8 +79,8 @@ impl Inner {
         }
     }
 
-    pub(super) fn apply_change(&mut self, seq: Seq, change: Change) -> Result<(), LvsError> {
-        let applied = self.catalogue.apply(seq, change, &mut self.lines);
+    pub(super) fn apply_changes(&mut self, seq: Seq, changes: Vec<Change>) -> Result<(), LvsError> {
+        let applied = self.catalogue.apply(seq, changes, &mut self.lines);
         self.count_used();
         applied.map_err(|c| self.damaged(c.0))
     }

@@ -317,10 +317,9 @@ impl Store {
             }
             Kind::Catalogue => {
                 let changes = Change::decode_all(record.catalogue(), record.entries());
-                for change in changes.map_err(|e| damaged(e.to_string()))? {
-                    let applied = inner.catalogue.apply(seq, change, &mut inner.lines);
-                    applied.map_err(|c| damaged(c.0.to_owned()))?;
-                }
+                let changes = changes.map_err(|e| damaged(e.to_string()))?;
+                let applied = inner.catalogue.apply(seq, changes, &mut inner.lines);
+                applied.map_err(|c| damaged(c.0.to_owned()))?;
             }
             Kind::Note | Kind::Pages => {}
         }
