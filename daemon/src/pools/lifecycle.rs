@@ -401,7 +401,7 @@ async fn open_on(
 ) -> Result<lvs::Pool, LvsError> {
     let force = wish.how == How::Overwrite;
     if !force {
-        let spec = ImportPool { name: Some(wish.name.clone()), uuid: wish.uuid };
+        let spec = ImportPool { name: Some(wish.name.clone()), uuid: wish.uuid, degraded: false };
         match lvs::Pool::import(home.clone(), devices.to_vec(), spec).await {
             // Only a disk without any pool is written to.
             Err(LvsError::NoPool { .. }) if wish.how == How::ImportOrCreate => {}

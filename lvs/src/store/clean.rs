@@ -62,7 +62,7 @@ impl Store {
     }
 
     /// Moves what is live in a segment. Returns how many blocks and pages that were.
-    async fn clean_segment(self: &Rc<Self>, id: SegmentId) -> Result<u32, LvsError> {
+    pub(super) async fn clean_segment(self: &Rc<Self>, id: SegmentId) -> Result<u32, LvsError> {
         let (first, blocks) = {
             let inner = self.inner();
             (inner.space.first_block(id), inner.space.segment_blocks())

@@ -86,6 +86,13 @@ impl Log {
         self.durable = self.durable.max(seq);
     }
 
+    /// Nothing more is put on this device.
+    pub(crate) fn leave(&mut self, member: u8, space: &mut Space) {
+        if let Some(old) = self.stream.take_if(|s| s.segment.member() == member) {
+            space.close(old.segment, State::Log);
+        }
+    }
+
     /// Blocks that are left in the open segment.
     pub(crate) fn left(&self, space: &Space) -> u32 {
         self.stream.map_or(0, |s| space.segment_blocks() - s.offset)

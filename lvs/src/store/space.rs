@@ -55,6 +55,8 @@ impl Segment {
 #[derive(Debug)]
 struct Member {
     segments: Vec<Segment>,
+    /// It is being emptied: nothing more is put there.
+    leaves: bool,
 }
 
 /// All segments of a pool.
@@ -89,12 +91,12 @@ impl Space {
 
     /// Adds the next device with these segments; free ones are at hand from now on.
     pub(crate) fn add_member(&mut self, segments: Vec<Segment>) {
-        self.members.push(Member { segments });
+        self.members.push(Member { segments, leaves: false });
     }
 
     /// Adds segments at the end of a device that became larger.
     pub(crate) fn grow_member(&mut self, member: u8, segments: u32) {
-        let Some(m) = self.members.get_mut(usize::from(member)) else { return };
+        let Some(m) = self.members.get_mut(usize::from(member)).filter(|m| !m.leaves) else { return };
         let old = m.segments.len() as u32;
         for index in old..segments.max(old) {
             m.segments.push(Segment::FREE);
@@ -106,7 +108,7 @@ impl Space {
     pub(crate) fn collect_free(&mut self) {
         let longest = self.members.iter().map(|m| m.segments.len()).max().unwrap_or(0);
         for index in 0..longest {
-            for (member, m) in self.members.iter().enumerate() {
+            for (member, m) in self.members.iter().enumerate().filter(|(_, m)| !m.leaves) {
                 if m.segments.get(index).is_some_and(|s| s.state == State::Free) {
                     self.free.push_back(SegmentId::new(member as u8, index as u32));
                 }
@@ -169,7 +171,15 @@ impl Space {
 
     /// Blocks that volumes can hold, whatever has to be cleaned.
     pub(crate) fn capacity_blocks(&self) -> u64 {
-        let usable = u64::from(self.total().saturating_sub(RESERVE_SEGMENTS));
+        self.capacity_without(None)
+    }
+
+    /// The same if device `but` were leaving, too.
+    pub(crate) fn capacity_without(&self, but: Option<u8>) -> u64 {
+        let stays = |(index, m): &(usize, &Member)| !m.leaves && Some(*index as u8) != but;
+        let total =
+            self.members.iter().enumerate().filter(stays).map(|(_, m)| m.segments.len() as u32).sum::<u32>();
+        let usable = u64::from(total.saturating_sub(RESERVE_SEGMENTS));
         usable * u64::from(self.segment_blocks) * (100 - HIDDEN_PERCENT) / 100
     }
 
@@ -289,7 +299,61 @@ impl Space {
             if let Some(s) = self.get_mut(id) {
                 *s = Segment::FREE;
             }
+            if !self.is_leaving(id) {
+                self.free.push_back(id);
+            }
+        }
+    }
+
+    /// Nothing more is put on this device.
+    pub(crate) fn leave(&mut self, member: u8) {
+        let Some(m) = self.members.get_mut(usize::from(member)) else { return };
+        m.leaves = true;
+        for s in m.segments.iter_mut().filter(|s| s.state == State::Named) {
+            s.state = State::Free;
+        }
+        let stays = |id: &SegmentId| id.member() != member;
+        self.free.retain(stays);
+        self.named.retain(stays);
+        // The free ones may all have been there, and pages need some. That the durable anchor names them does no harm: an
+        // import finds no records of the log in them.
+        while self.free.len() < self.named.len() {
+            let Some(id) = self.named.pop_back() else { break };
+            self.set_state(id, State::Free);
             self.free.push_back(id);
+        }
+    }
+
+    fn is_leaving(&self, id: SegmentId) -> bool {
+        self.members.get(usize::from(id.member())).is_some_and(|m| m.leaves)
+    }
+
+    /// Of a device that is being emptied, the next segment that holds something counted (at or below `base`), and is not
+    /// one of `but`; with its live blocks.
+    pub(crate) fn next_to_empty(&self, member: u8, base: Seq, but: &[SegmentId]) -> Option<(SegmentId, u32)> {
+        let segments = self.member(member).iter().enumerate();
+        segments
+            .map(|(index, s)| (SegmentId::new(member, index as u32), s))
+            .filter(|(id, s)| {
+                matches!(s.state, State::Log | State::Pages)
+                    && s.live > 0
+                    && s.newest <= base
+                    && !but.contains(id)
+            })
+            .map(|(id, s)| (id, s.live))
+            .next()
+    }
+
+    /// Segments of a device that hold something, and how many blocks of them are live.
+    pub(crate) fn held(&self, member: u8) -> (u32, u64) {
+        let held = self.member(member).iter().filter(|s| s.state != State::Free);
+        held.fold((0, 0), |(segments, live), s| (segments + 1, live + u64::from(s.live)))
+    }
+
+    /// The device is gone; it held nothing.
+    pub(crate) fn remove_member(&mut self, member: u8) {
+        if let Some(m) = self.members.get_mut(usize::from(member)) {
+            m.segments = Vec::new();
         }
     }
 
@@ -332,7 +396,7 @@ impl Space {
         self.iter()
             .filter(|(_, s)| matches!(s.state, State::Log | State::Pages) && s.newest <= base && s.live > 0)
             .filter(|(_, s)| s.live < self.segment_blocks - self.segment_blocks / 32)
-            .filter(|(id, _)| !but.contains(id))
+            .filter(|(id, _)| !but.contains(id) && !self.is_leaving(*id))
             .min_by_key(|(_, s)| s.live)
             .map(|(id, s)| (id, s.live))
     }
