@@ -6,9 +6,8 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use super::lines::Line;
-use super::log::Stream;
+use super::log::{Marks, Stream};
 use super::pages::{PageReader, PageWriter};
-use super::superblock::anchor_members;
 use super::{DELTA_RANGES, DELTA_UPDATES, Inner, LOOK_AGAIN, Store};
 use crate::LvsError;
 use crate::format::anchor::{Anchor, OpenSegment};
@@ -24,48 +23,44 @@ const NAMED_BYTES: u64 = 192 << 20;
 const NAMED_LEAST: usize = 6;
 /// Free segments that an anchor leaves for pages.
 const KEEP_FOR_PAGES: usize = 3;
-/// Leaves that one checkpoint looks at for versions that nobody needs.
-const PURGE_LEAVES: u32 = 512;
+/// How long a checkpoint that did not fit waits for space.
+const RETRY: core::time::Duration = core::time::Duration::from_secs(1);
+/// Leaves that one checkpoint looks at for versions that nobody needs, at least and at most.
+const PURGE_LEAVES: (u32, u32) = (8, 512);
 
 impl Store {
     /// What the hot path asked for.
     pub(super) async fn checkpoint_in_background(self: Rc<Self>) {
-        // An error faults the pool, and whoever writes next is told.
-        loop {
-            let result = match self.checkpoint(false).await {
-                Ok(()) => self.clean().await,
-                error => error,
-            };
-            if let Err(error) = result {
-                self.inner().fail_pool(&error.to_string());
-            }
-            let mut inner = self.inner();
-            if !inner.has_no_room() || self.closing.get() {
-                break;
-            }
-            // What became free can be named by the next checkpoint; when there is nothing, the pool is full.
-            if inner.fault.is_some() || !inner.can_name_more() {
-                inner.give_up_on_space();
-                break;
-            }
-        }
+        // An error faults the pool, and whoever writes next is told; all but one, which waits for better times.
+        while self.checkpoint(false).await.is_ok() && self.inner().want_checkpoint && !self.closing.get() {}
+        self.inner().publish();
         self.background.set(false);
     }
 
     /// Makes everything that completed before durable and found again at once. `clean`: nothing will follow.
+    ///
+    /// [`LvsError::NoSpace`]: nothing is lost, what was frozen stays so, and the next one goes on with it.
     pub(crate) async fn checkpoint(self: &Rc<Self>, clean: bool) -> Result<(), LvsError> {
         let _pass = self.checkpoints.enter().await;
         self.inner().want_checkpoint = false;
         let made = self.checkpoint_inside(clean).await;
-        if let Err(error) = &made {
+        let mut inner = self.inner();
+        inner.budget.retry_at = None;
+        match &made {
+            Ok(()) => {}
+            Err(LvsError::NoSpace { .. }) => {
+                inner.budget.retry_at = Some(inner.now + RETRY);
+                inner.give_up_on_space();
+            }
             // What was frozen is in no tree, and a later checkpoint would leave it out.
-            self.inner().fail_pool(&error.to_string());
+            Err(error) => inner.fail_pool(&error.to_string()),
         }
+        drop(inner);
         made
     }
 
     async fn checkpoint_inside(self: &Rc<Self>, clean: bool) -> Result<(), LvsError> {
-        let mark = self.inner().freeze()?;
+        self.inner().freeze()?;
         let base = self.inner().frozen_base;
         while self.inner().log.completed() < base {
             self.inner().check_fault()?;
@@ -74,7 +69,7 @@ impl Store {
         let writer = PageWriter::new(self.clone());
         self.merge_frozen(&writer).await?;
         self.purge_lines(&writer).await?;
-        let anchor = self.write_blobs(&writer, base, mark, clean).await?;
+        let anchor = self.write_tables(&writer, base, clean).await?;
         self.flush_all().await?;
         self.write_anchor(&anchor).await?;
         self.settle(&anchor).await;
@@ -87,7 +82,8 @@ impl Store {
         let Some(frozen) = frozen else { return Ok(()) };
         let mut trees = Vec::new();
         let mut counts = Counts::default();
-        let touched = core::mem::take(&mut self.inner().touched);
+        // What is touched from now on is for the next merge.
+        let touched = self.inner().touched.clone();
         let lines: BTreeSet<LineId> = frozen.lines().chain(touched.iter().map(|tag| tag.line)).collect();
         for id in lines {
             let Some(line) = self.inner().lines.get(id).cloned() else { continue };
@@ -98,10 +94,15 @@ impl Store {
         writer.finish().await?;
         self.inner().set_aside(&frozen, &writer.take_unreadable())?;
         self.adopt(writer, trees, counts);
-        let mut inner = self.inner();
-        inner.thin_frozen = 0;
-        inner.frozen = None;
-        drop(inner);
+        {
+            let mut inner = self.inner();
+            inner.touched.drain(..touched.len());
+            inner.thin_frozen = 0;
+            inner.frozen = None;
+            inner.budget.merged = inner.frozen_base;
+            (inner.budget.unmapped.1, inner.budget.pierced.1) = (0, 0);
+            inner.unpark();
+        }
         if let Ok(mut spare) = Rc::try_unwrap(frozen) {
             spare.clear();
             // That of an import is larger.
@@ -118,7 +119,14 @@ impl Store {
             let may_go = |l: &&Line| l.purge.is_some() && !(l.is_dead() && inner.lines.is_parent(l.id));
             inner.lines.iter().filter(may_go).cloned().collect()
         };
-        let mut left = PURGE_LEAVES;
+        // A leaf is written anew, and perhaps the one after it, and what is above them.
+        let mut left = {
+            let inner = self.inner();
+            let keep = inner.checkpoint_segments(0);
+            let spare = u64::from(inner.space.available()).saturating_sub(keep);
+            let leaves = spare * u64::from(inner.space.segment_blocks()) / 3;
+            u32::try_from(leaves).unwrap_or(u32::MAX).clamp(PURGE_LEAVES.0, PURGE_LEAVES.1)
+        };
         for line in lines {
             let Some(from) = line.purge else { continue };
             if line.is_dead() {
@@ -148,6 +156,7 @@ impl Store {
                 let same = now.head == line.head && now.snapshots == line.snapshots;
                 if same && now.purge == line.purge {
                     now.purge = next.map(PurgeCursor::block);
+                    now.unpurged = if next.is_none() { 0 } else { now.unpurged };
                 }
                 // Only what was purged for nobody has no data left.
                 next.is_none() && line.is_dead() && whole
@@ -179,6 +188,8 @@ impl Store {
             inner.space.drop_live(pba);
         }
         inner.lines.remove(id);
+        inner.count_used();
+        inner.unpark();
         Ok(())
     }
 
@@ -235,8 +246,13 @@ impl Counts {
     }
 }
 
-fn open_segment(stream: &Stream) -> OpenSegment {
-    OpenSegment { segment: stream.segment, next_block: stream.offset, stream: segtable::Stream::Hot }
+fn open_segments(marks: &Marks) -> Vec<OpenSegment> {
+    let flows = [segtable::Stream::Hot, segtable::Stream::Cold];
+    let open = |(mark, stream): (&Option<Stream>, segtable::Stream)| {
+        let mark = mark.as_ref()?;
+        Some(OpenSegment { segment: mark.segment, next_block: mark.offset, stream })
+    };
+    marks.iter().zip(flows).filter_map(open).collect()
 }
 
 fn view_of(line: &Line) -> LineView<'_> {
@@ -244,13 +260,30 @@ fn view_of(line: &Line) -> LineView<'_> {
 }
 
 impl Store {
-    /// Writes catalogue, lines and segments, and composes the anchor that leads to them.
+    /// Writes catalogue, lines and segments, and composes the anchor that leads to them. When it fails, nothing has changed.
+    async fn write_tables(
+        self: &Rc<Self>,
+        writer: &PageWriter,
+        base: Seq,
+        clean: bool,
+    ) -> Result<Anchor, LvsError> {
+        let dirty = self.inner().catalogue.dirty;
+        let mut names = Vec::new();
+        let written = self.write_blobs(writer, base, clean, &mut names).await;
+        if written.is_err() {
+            let mut inner = self.inner();
+            inner.catalogue.dirty |= dirty;
+            inner.space.return_names(&names);
+        }
+        written
+    }
+
     async fn write_blobs(
         self: &Rc<Self>,
         writer: &PageWriter,
         base: Seq,
-        mark: Option<Stream>,
         clean: bool,
+        names: &mut Vec<SegmentId>,
     ) -> Result<Anchor, LvsError> {
         let (catalogue, lines, mut anchor) = {
             let inner = self.inner();
@@ -258,7 +291,7 @@ impl Store {
             let catalogue = inner
                 .catalogue
                 .dirty
-                .then(|| catalog::encode(&inner.catalogue_objects()))
+                .then(|| catalog::encode(&inner.catalogue.objects(inner.uuid, &inner.name)))
                 .transpose()
                 .map_err(wrong)?;
             let lines = inner.line_table().encode().map_err(wrong)?;
@@ -274,16 +307,20 @@ impl Store {
             true => BlobPtr::default(),
             false => writer.blob(BlobKind::Delta, &aside).await?,
         };
-        let names = {
+        {
             let mut inner = self.inner();
-            let names = inner.next_names();
-            inner.space.reserve_names(&names);
-            names
-        };
+            *names = inner.next_names();
+            inner.space.reserve_names(names);
+        }
         let table = {
             let inner = self.inner();
-            // Together with the table that has their segments.
-            anchor.members = anchor_members(&inner.members, &inner.space, &inner.anchor.members);
+            // What devices became larger by, together with the table that has those segments.
+            for (index, (member, device)) in anchor.members.iter_mut().zip(&inner.members).enumerate() {
+                let segments = inner.space.member(index as u8).len() as u32;
+                if segments != member.segments {
+                    (member.segments, member.size_blocks) = (segments, device.len_blocks());
+                }
+            }
             inner.space.encode().map_err(|source| LvsError::Encode { source })?
         };
         anchor.segments = writer.blob(BlobKind::Segments, &table).await?;
@@ -291,7 +328,7 @@ impl Store {
         anchor.base = base;
         anchor.clean = clean;
         anchor.last = self.inner().log.last();
-        anchor.open = mark.iter().map(open_segment).collect();
+        anchor.open = open_segments(&self.inner().budget.marks);
         {
             // What the log opened while the tables were written is among both.
             let inner = self.inner();
@@ -299,6 +336,9 @@ impl Store {
             let rest = names.iter().filter(|id| !opened.contains(id));
             anchor.next = opened.iter().chain(rest).copied().collect();
         }
+        let blobs = [&anchor.catalogue, &anchor.lines, &anchor.segments, &anchor.delta];
+        let pieces = blobs.into_iter().flat_map(|b| b.extents.iter().chain(&b.copy));
+        self.inner().budget.tables = pieces.map(|piece| u64::from(piece.blocks)).sum();
         Ok(anchor)
     }
 
@@ -308,9 +348,6 @@ impl Store {
         for copy in 0..label::ANCHOR_BLOCKS.len() {
             let count = self.inner().members.len();
             for member in 0..count {
-                if self.inner().members.get(member).is_none_or(|m| m.absent) {
-                    continue;
-                }
                 let at = label::anchor_block(copy, anchor.checkpoint);
                 let pba = Pba::new(member as u8, at).unwrap_or(Pba::NONE);
                 let mut buf = self.buffer().await;
@@ -337,7 +374,8 @@ impl Store {
             let blobs = [&anchor.catalogue, &anchor.lines, &anchor.segments, &anchor.delta];
             let pieces = blobs.into_iter().flat_map(|b| b.extents.iter().chain(&b.copy));
             let held: Vec<Pba> = pieces.map(|e| e.pba).collect();
-            inner.space.checkpoint_durable(anchor.base, &held);
+            inner.space.checkpoint_durable(anchor.checkpoint, anchor.base, &held);
+            inner.budget.victims.clear();
             let old = inner.phase;
             inner.phase ^= 1;
             old
@@ -347,6 +385,7 @@ impl Store {
         }
         let mut inner = self.inner();
         inner.space.reads_drained();
+        inner.budget.want_cleaning = true;
         inner.publish();
     }
 
@@ -374,7 +413,7 @@ impl Store {
         self.inner().count_used();
         let delta =
             if dump.is_empty() { BlobPtr::default() } else { writer.blob(BlobKind::Delta, &dump).await? };
-        let mut anchor = self.write_blobs(&writer, base, None, false).await?;
+        let mut anchor = self.write_tables(&writer, base, false).await?;
         anchor.delta = delta;
         self.flush_all().await?;
         self.write_anchor(&anchor).await?;
@@ -390,18 +429,23 @@ impl Inner {
         self.space.names_for_anchor(most, KEEP_FOR_PAGES)
     }
 
-    fn can_name_more(&self) -> bool {
+    pub(super) fn can_name_more(&self) -> bool {
         self.next_names().len() > self.space.named()
     }
 
-    /// The delta becomes frozen, a new one takes what comes. Returns where the log stood.
-    fn freeze(&mut self) -> Result<Option<Stream>, LvsError> {
+    /// The delta becomes frozen, a new one takes what comes; unless what was frozen before could not be merged yet.
+    fn freeze(&mut self) -> Result<(), LvsError> {
         self.check_fault()?;
+        if self.frozen.is_some() {
+            return Ok(());
+        }
         self.frozen_base = self.log.last();
-        let mark = self.log.mark();
+        self.budget.marks = self.log.mark();
         let fresh = self.spare.take().unwrap_or_else(|| Delta::with_capacity(DELTA_UPDATES, DELTA_RANGES));
         self.frozen = Some(Rc::new(core::mem::replace(&mut self.active, fresh)));
         self.thin_frozen = self.thin_pending.replace(0);
-        Ok(mark)
+        self.budget.unmapped = (0, self.budget.unmapped.0);
+        self.budget.pierced = (0, self.budget.pierced.0);
+        Ok(())
     }
 }

@@ -1,19 +1,27 @@
 //! The cleaner: moves what is live out of half-empty segments, so that checkpoints can free them.
 //!
 //! A block is live when the map leads to it: one look-up of (line, block, birth), whatever the number of snapshots
-//! (H13). Its copy is a record of the log like any other; the map takes the new address only where it still says the
-//! old one (H9). A live map page is not copied but *touched*: the next merge writes it anew.
+//! (H13). Its copy is a record of the log like any other, in segments of their own; the map takes the new address only
+//! where it still says the old one (H9), so cleaning goes on beside checkpoints and writes. A live map page is not copied
+//! but *touched*: the next merge writes it anew.
+//!
+//! It begins when fewer segments are free than it aims at, and works at a share of what volumes write that grows until
+//! it equals what is used up; only when volumes wait for space, or do nothing, it works as fast as it can.
 
+use core::time::Duration;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use super::log::Flow;
 use super::pages::PageReader;
 use super::seal::seal;
+use super::space::State;
 use super::{Inner, Store};
 use crate::LvsError;
 use crate::format::record::{
     DataEntry, PageNote, Record, RelocateHeader, Relocation, Stamp, header_blocks, looks_like_header,
 };
-use crate::index::{Change, PageTag, Tree, is_page_live, locate_block};
+use crate::index::{Change, Moved, PageSource, PageTag, Seen, Tree, check, is_page_live, locate_block};
 use crate::types::{BLOCK_BYTES, BlockNo, LineId, Pba, Place, SegmentId, Seq};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -21,6 +29,21 @@ const BLOCK: usize = BLOCK_BYTES as usize;
 const MOVE_BLOCKS: usize = 96;
 /// Where the number of a record stands in its header.
 const SEQ_AT: usize = 16;
+/// Look-ups after which others on this core get their turn.
+const LOOKS_PER_BREATH: usize = 16;
+/// Segments that are found at once, in one look at all of them.
+const VICTIMS: usize = 64;
+/// Rounds without a gain after which the pool is as full as it can be; one in which nothing was found to clean counts as
+/// several.
+const FRUITLESS: u32 = 16;
+const EMPTY_ROUND: u32 = 4;
+/// Records that have to be written until a cleaner that gained nothing tries again.
+const REST_RECORDS: u64 = 256;
+/// How often the cleaner looks whether it may go on, and how long volumes have to be quiet for it to go on anyway.
+const PACE: Duration = Duration::from_micros(100);
+const QUIET: Duration = Duration::from_millis(2);
+/// Cleaned segments after which volumes that wait get what there is: at least, and at most.
+const HURRY: (u64, u64) = (2, 16);
 
 /// A block of a victim, as its record described it.
 struct Candidate {
@@ -38,41 +61,103 @@ struct Content {
     pages: Vec<(PageTag, Pba)>,
 }
 
+/// Segments stay as they are as long as it exists (H4).
+struct Hold<'a>(&'a Store, u8);
+
+impl<'a> Hold<'a> {
+    fn new(store: &'a Store) -> Self {
+        let mut inner = store.inner();
+        let phase = inner.phase;
+        inner.reads[usize::from(phase)] += 1;
+        Self(store, phase)
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.0.inner().reads[usize::from(self.1)] -= 1;
+    }
+}
+
 impl Store {
-    /// Cleans until segments are at hand again, or nothing is left to gain.
-    pub(super) async fn clean(self: &Rc<Self>) -> Result<(), LvsError> {
-        let mut best = self.inner().blocks_at_hand();
-        while self.inner().is_short() && !self.closing.get() {
-            let mut moved = 0;
-            loop {
-                let victim = self.inner().take_victim(moved);
-                let Some(victim) = victim else { break };
-                moved += self.clean_segment(victim).await?;
+    /// Cleans until as many segments are free as it aims at, or nothing is left to gain.
+    pub(super) async fn clean_in_background(self: Rc<Self>) {
+        let mut fruitless = 0;
+        while fruitless < FRUITLESS && !self.stops_cleaning() {
+            let before = self.inner().gained();
+            let cleaned = self.clean_round().await;
+            // What was moved is counted, what is empty becomes free.
+            if self.stops_cleaning() || self.checkpoint(false).await.is_err() {
+                break;
             }
-            let cleaned = core::mem::take(&mut self.inner().cleaning).len();
-            self.checkpoint(false).await?;
-            let available = self.inner().blocks_at_hand();
-            if cleaned == 0 || available <= best {
-                // What is left to gain is less than what it takes.
-                return Ok(());
+            let (gained, enough) = {
+                let mut inner = self.inner();
+                inner.judge_cleaned();
+                (inner.gained() > before, !inner.is_short())
+            };
+            let less = if cleaned { 1 } else { EMPTY_ROUND };
+            fruitless = if gained { 0 } else { fruitless + less };
+            if enough {
+                break;
             }
-            best = available;
+            if (FRUITLESS / 2..FRUITLESS / 2 + less).contains(&fruitless) {
+                self.recount().await;
+            }
         }
-        Ok(())
+        let mut inner = self.inner();
+        if fruitless >= FRUITLESS {
+            inner.budget.rest_until = Seq(inner.log.last().0 + REST_RECORDS);
+            if inner.has_no_room() {
+                inner.give_up_on_space();
+            }
+        }
+        inner.budget.want_cleaning |= inner.has_no_room();
+        inner.publish();
+        drop(inner);
+        self.cleaning.set(false);
     }
 
-    /// Moves what is live in a segment. Returns how many blocks and pages that were.
-    pub(super) async fn clean_segment(self: &Rc<Self>, id: SegmentId) -> Result<u32, LvsError> {
+    fn stops_cleaning(&self) -> bool {
+        self.closing.get() || self.inner().fault.is_some()
+    }
+
+    /// Cleans as many segments as are wanted, or as there is room to move to before a checkpoint. False: none.
+    async fn clean_round(self: &Rc<Self>) -> bool {
+        let mut cleaned = false;
+        while !self.stops_cleaning() {
+            let victim = self.inner().take_victim();
+            let Some(victim) = victim else { break };
+            cleaned = true;
+            // What cannot be read stays where it is, and whoever reads it is told.
+            if let Ok(false) = self.clean_segment(victim).await {
+                self.inner().cleaning.retain(|&id| id != victim);
+                break;
+            }
+            if self.inner().cleaned_enough() {
+                break;
+            }
+        }
+        cleaned
+    }
+
+    /// Moves what is live in a segment. False when there was no room for all of it.
+    async fn clean_segment(self: &Rc<Self>, id: SegmentId) -> Result<bool, LvsError> {
         let (first, blocks) = {
             let inner = self.inner();
             (inner.space.first_block(id), inner.space.segment_blocks())
         };
+        let hold = Hold::new(self);
         let mut bytes = Vec::with_capacity(blocks as usize * BLOCK);
         self.read_what_can_be(first, blocks, &mut bytes).await?;
-        let content = self.inner().read_headers(first, &bytes);
-        let mut moved = 0;
+        let mut content = self.inner().read_headers(first, &bytes);
+        // In the order of the map: that finds each leaf once, and puts side by side what is read one after the other.
+        content.blocks.sort_unstable_by_key(|c| (c.line, c.block, c.birth));
+        let reader = PageReader(self.clone());
         let mut live = Vec::new();
-        for candidate in content.blocks {
+        for (i, candidate) in content.blocks.into_iter().enumerate() {
+            if i % LOOKS_PER_BREATH == 0 {
+                reader.breathe().await;
+            }
             match self.is_live(&candidate).await {
                 Ok(true) => live.push(candidate),
                 Ok(false) => {}
@@ -81,28 +166,87 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
-        let mut rest = &live[..];
-        while !rest.is_empty() {
-            // As many as the open segment takes: a record does not leave its segment.
-            let Some(room) = self.inner().room_to_move() else { break };
-            let (now, later) = rest.split_at(rest.len().min(room));
-            moved += self.relocate(first, &bytes, now).await?;
-            rest = later;
-        }
-        let reader = PageReader(self.clone());
         for (tag, pba) in content.pages {
             let Some(tree) = self.inner().tree(tag.line) else { continue };
             match is_page_live(&reader, &tree, &tag, pba).await {
-                Ok(true) => {
-                    self.inner().touched.push(tag);
-                    moved += 1;
-                }
+                Ok(true) => self.inner().touched.push(tag),
                 Ok(false) => {}
                 Err(error) if error.is_damage() => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(moved)
+        // A copy of what became free meanwhile is garbage (H9), and its bytes are in memory.
+        drop(hold);
+        let mut rest = &live[..];
+        while !rest.is_empty() {
+            // As many as the open segment takes: a record does not leave its segment.
+            let Some(room) = self.inner().room_to_move() else { return Ok(false) };
+            let (now, later) = rest.split_at(rest.len().min(room));
+            if !self.relocate(id, &bytes, now).await? {
+                return Ok(false);
+            }
+            self.pace(now.len() as u64).await;
+            rest = later;
+        }
+        Ok(true)
+    }
+
+    /// `moved` blocks were moved: volumes have their share before the cleaner goes on.
+    async fn pace(&self, moved: u64) {
+        let before = self.inner().written_by_volumes();
+        loop {
+            {
+                let inner = self.inner();
+                let share = inner.cleaner_share();
+                let theirs = (inner.written_by_volumes() - before) * share;
+                let quiet = inner.now >= inner.budget.host_at + QUIET;
+                if share >= 100 || quiet || theirs >= moved * (100 - share) || inner.fault.is_some() {
+                    return;
+                }
+            }
+            if self.closing.get() {
+                return;
+            }
+            self.core.sleep(PACE).await;
+        }
+    }
+
+    /// Counts what refers to segments that were cleaned and are not empty, so that a wrong count keeps none for ever.
+    async fn recount(self: &Rc<Self>) {
+        // Trees change, and segments become free, only inside.
+        let _pass = self.checkpoints.enter().await;
+        let (lines, doubtful) = {
+            let inner = self.inner();
+            let trees = inner.lines.iter().map(|l| Tree { line: l.id, root: l.root }).collect::<Vec<_>>();
+            (trees, inner.budget.doubtful.clone())
+        };
+        if doubtful.is_empty() {
+            return;
+        }
+        let mut counts: BTreeMap<SegmentId, u32> = doubtful.iter().map(|&id| (id, 0)).collect();
+        let reader = PageReader(self.clone());
+        for tree in lines {
+            let mut seen = Vec::new();
+            let findings = check(&reader, &tree, |found| match found {
+                Seen::Page(page) => seen.extend([page.ptr.pba, page.ptr.copy]),
+                Seen::Entry(leaf) => {
+                    if let Place::Data { pba, .. } = leaf.version.place {
+                        seen.push(pba);
+                    }
+                }
+            });
+            if !findings.await.is_empty() {
+                return;
+            }
+            let inner = self.inner();
+            for id in seen.into_iter().filter_map(|pba| inner.space.segment_of(pba)) {
+                counts.entry(id).and_modify(|count| *count += 1);
+            }
+        }
+        let mut inner = self.inner();
+        for (id, live) in counts {
+            inner.space.recounted(id, live);
+        }
     }
 
     /// Does the map lead to this block?
@@ -124,16 +268,14 @@ impl Store {
         Ok(locate_block(&PageReader(self.clone()), &tree, c.block, c.birth).await? == Some(c.pba))
     }
 
-    /// Copies live blocks of a segment, whose bytes are at hand, to the end of the log.
+    /// Copies live blocks of a segment, whose bytes are at hand, to the end of the log. False when there was no room.
     async fn relocate(
         self: &Rc<Self>,
-        first: Pba,
+        id: SegmentId,
         bytes: &[u8],
         live: &[Candidate],
-    ) -> Result<u32, LvsError> {
-        if live.is_empty() {
-            return Ok(0);
-        }
+    ) -> Result<bool, LvsError> {
+        let first = self.inner().space.first_block(id);
         let mut buf = self.buffer().await;
         let mut header = RelocateHeader::begin();
         let mut taken: Vec<&Candidate> = Vec::with_capacity(live.len());
@@ -154,71 +296,124 @@ impl Store {
             buf[to..to + BLOCK].copy_from_slice(block);
         }
         if taken.is_empty() {
-            return Ok(0);
+            return Ok(true);
         }
         let blocks = 1 + taken.len() as u32;
         let (seq, pba, descriptor, offset_bytes) = {
             let mut inner = self.inner();
             let inner = &mut *inner;
             inner.check_fault()?;
-            if !inner.log.make_room(blocks, 0, &mut inner.space) {
-                return Ok(0);
+            if !inner.log.make_room(Flow::Cold, blocks, 0, &mut inner.space) {
+                return Ok(false);
             }
+            let Some(stream) = inner.log.stream(Flow::Cold) else { return Ok(false) };
+            // Before it has a number: one that is never complete would keep all checkpoints waiting.
+            let (descriptor, offset_bytes) = inner.device_at(stream)?;
             let seq = inner.log.number();
-            let pba = inner.log.place(seq, blocks, &mut inner.space).unwrap_or(Pba::NONE);
+            let pba = inner.log.place(Flow::Cold, seq, blocks, &mut inner.space).unwrap_or(Pba::NONE);
+            let age = inner.space.get(id).map_or(0, super::space::Segment::age);
+            inner.space.moved_in(stream.segment, age);
+            inner.budget.written.moved += u64::from(blocks);
             let stamp = Stamp { seq, durable: inner.log.durable(), checkpoint: inner.checkpoint };
             header.finish(&mut buf[..BLOCK], &stamp, &inner.seal, pba);
             inner.stated(seq);
-            let (descriptor, offset_bytes) = inner.device_of(pba)?;
             (seq, pba, descriptor, offset_bytes)
         };
         let (result, _) = descriptor.write_at(offset_bytes, blocks * BLOCK_BYTES, buf).await;
         self.wrote(pba, result)?;
         let mut inner = self.inner();
+        let mut room = true;
         for (i, c) in taken.iter().enumerate() {
             let to = pba.plus(1 + i as u64);
             // Without room the block stays where it is, and the copy is garbage.
-            let _ = inner.layer_of(seq).relocate(c.line, c.block, c.birth, c.pba, to);
+            let moved = inner.layer_of(seq).relocate(c.line, c.block, c.birth, c.pba, to);
+            room &= moved != Moved::Full;
         }
         inner.record_complete(seq);
-        Ok(taken.len() as u32)
+        Ok(room)
     }
 }
 
 impl Inner {
-    /// Are so few segments at hand that cleaning has to begin?
-    pub(super) fn is_short(&self) -> bool {
-        let wanted = (self.space.total() / 16).clamp(12, 256);
-        self.fault.is_none() && self.space.available() < wanted
+    /// Rises with each segment that becomes free, and falls with those that the cleaner and checkpoints take.
+    fn gained(&self) -> u64 {
+        u64::from(self.space.available()) + self.space.opened_hot()
     }
 
-    /// Blocks that can be written before something has to become free.
-    fn blocks_at_hand(&self) -> u64 {
-        let segments = u64::from(self.space.available()) * u64::from(self.space.segment_blocks());
-        segments + u64::from(self.log.left(&self.space))
+    fn written_by_volumes(&self) -> u64 {
+        self.budget.written.data + self.budget.written.headers
     }
 
     /// How many blocks the next record of the cleaner can move; `None` when no segment is left for it.
     fn room_to_move(&mut self) -> Option<usize> {
-        if !self.log.make_room(2, 0, &mut self.space) {
+        if !self.log.make_room(Flow::Cold, 2, 0, &mut self.space) {
             return None;
         }
-        Some(MOVE_BLOCKS.min(self.log.left(&self.space) as usize - 1))
+        Some(MOVE_BLOCKS.min(self.log.left(Flow::Cold, &self.space) as usize - 1))
     }
 
-    /// The next segment to clean; `None` when this round moved enough, or it would not fit.
-    fn take_victim(&mut self, moved: u32) -> Option<SegmentId> {
-        let (id, live) = self.space.victim(self.anchor.base, &self.cleaning)?;
-        let room = self.active.room().0.saturating_sub(self.reserved.0) as u32;
-        // With a header for each record, and what does not fit the end of a segment.
-        let needed = (moved + live) + (moved + live) / 32 + MOVE_BLOCKS as u32 + 2;
-        let blocks = self.log.left(&self.space) + self.space.named() as u32 * self.space.segment_blocks();
-        let fits = live < room && needed <= blocks;
-        if !fits || moved >= 4 * self.space.segment_blocks() {
-            return None;
+    /// Is it time for a checkpoint to free what was cleaned?
+    fn cleaned_enough(&self) -> bool {
+        let hurry = (u64::from(self.space.total()) / 64).clamp(HURRY.0, HURRY.1);
+        !self.is_short() || (self.cleaner_share() >= 100 && self.coming() >= hurry)
+    }
+
+    /// The next segment to clean; `None` when there is none, or no room to move its blocks to before a checkpoint.
+    fn take_victim(&mut self) -> Option<SegmentId> {
+        let base = self.anchor.base;
+        let mut looked = false;
+        loop {
+            let Some(id) = self.budget.victims.pop() else {
+                if std::mem::replace(&mut looked, true) {
+                    return None;
+                }
+                let mut but = [&self.cleaning[..], &self.budget.doubtful[..]].concat();
+                but.sort_unstable();
+                let greedy = self.cleaner_share() >= 100;
+                self.budget.victims = self.space.victims(base, VICTIMS, greedy, &but);
+                continue;
+            };
+            let known = self.cleaning.contains(&id) || self.budget.doubtful.contains(&id);
+            let Some(live) = self.space.cleanable(id, base).filter(|_| !known) else { continue };
+            if !self.fits(id, live) {
+                // Perhaps one that needs less does.
+                continue;
+            }
+            if self.space.get(id).is_some_and(|s| s.state == State::Pages) {
+                // Its catalogue may stand there: that would keep the segment.
+                let catalogue = &self.anchor.catalogue;
+                let mut pieces = catalogue.extents.iter().chain(&catalogue.copy);
+                let held = pieces.any(|piece| self.space.segment_of(piece.pba) == Some(id));
+                self.catalogue.dirty |= held;
+            }
+            self.cleaning.push(id);
+            return Some(id);
         }
-        self.cleaning.push(id);
-        Some(id)
+    }
+
+    /// Is there room for the live blocks of a segment, and for the checkpoint after that?
+    fn fits(&self, id: SegmentId, live: u32) -> bool {
+        let available = u64::from(self.space.available());
+        let checkpoint = self.checkpoint_segments(u64::from(live));
+        if self.space.get(id).is_some_and(|s| s.state == State::Pages) {
+            return available >= checkpoint;
+        }
+        let spare = available.saturating_sub(checkpoint);
+        let updates = self.active.room().0.saturating_sub(self.reserved.0) as u64;
+        // With a header for each record, and what does not fit the end of a segment.
+        let needed = u64::from(live + live / 32) + MOVE_BLOCKS as u64 + 2;
+        let segments = spare.min(self.space.named() as u64);
+        let room = segments * u64::from(self.space.segment_blocks());
+        u64::from(live) < updates && needed <= room + u64::from(self.log.left(Flow::Cold, &self.space))
+    }
+
+    /// A checkpoint counted what was moved: segments that were cleaned are free now, or not worth another try.
+    fn judge_cleaned(&mut self) {
+        let base = self.anchor.base;
+        let mut doubtful = std::mem::take(&mut self.budget.doubtful);
+        doubtful.append(&mut self.cleaning);
+        doubtful.retain(|&id| self.space.cleanable(id, base).is_some());
+        self.budget.doubtful = doubtful;
     }
 
     /// The tree of a line.

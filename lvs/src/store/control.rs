@@ -1,5 +1,6 @@
 //! Changes of the catalogue: volumes, snapshots, clones. One at a time.
 
+use core::time::Duration;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::SystemTime;
@@ -7,7 +8,8 @@ use std::time::SystemTime;
 use aio::DmaBuf;
 use uuid::Uuid;
 
-use super::lines::Line;
+use super::budget::KEEP_FROM_CATALOGUE;
+use super::log::Flow;
 use super::{Inner, Store};
 use crate::LvsError;
 use crate::format::catalog::{Change, CloneOf, Object, SnapshotObject, VolumeObject};
@@ -15,8 +17,9 @@ use crate::format::record::{CatalogueHeader, Stamp};
 use crate::info::{CreateSnapshot, CreateVolume, VolumeProperties};
 use crate::types::{BLOCK_BYTES, LineId, MAX_NAME_BYTES, MAX_VOLUME_BYTES, Pba, Seq};
 
-/// Discarded snapshots that go with what kept them: their removals fit a record.
-const MOST_ORPHANS: usize = 2000;
+/// How often a change looks for room in the log, and how long it waits in between when the cleaner has to make some.
+const ROOM_TRIES: u32 = 10_000;
+const ROOM_WAIT: Duration = Duration::from_millis(1);
 
 /// A number and a place in the log, taken for a record of the catalogue.
 struct Placed {
@@ -49,7 +52,8 @@ impl Store {
             }
             inner.new_volume(&spec, size_bytes, None)
         };
-        self.change(Change::Put(Box::new(Object::Volume(volume.clone())))).await?;
+        let promised = if spec.thin { 0 } else { size_bytes / block };
+        self.change_promised(promised, Change::Put(Box::new(Object::Volume(volume.clone())))).await?;
         Ok(volume)
     }
 
@@ -77,14 +81,19 @@ impl Store {
     /// Removes a volume. Its snapshots stay. When it was the last clone of a discarded snapshot, that goes, too.
     pub(crate) async fn destroy_volume(self: &Rc<Self>, uuid: Uuid) -> Result<(), LvsError> {
         let _pass = self.changes.enter().await;
-        let changes = {
-            let inner = self.inner();
-            let line = inner.volume(uuid)?.line;
-            let orphans =
-                inner.lines.get(line).filter(|l| l.snapshots.is_empty()).map(|_| inner.orphans_of(line));
-            removals(uuid, orphans.unwrap_or_default())
-        };
-        self.change_all(changes).await
+        let line = self.inner().volume(uuid)?.line;
+        self.change(Change::Remove(uuid)).await?;
+        self.drop_orphans(line).await
+    }
+
+    /// When nothing reads `line` any more, the discarded snapshot that it was cloned from goes, and so on upwards.
+    async fn drop_orphans(self: &Rc<Self>, mut line: LineId) -> Result<(), LvsError> {
+        loop {
+            let orphan = self.inner().orphan_of(line);
+            let Some((snapshot, parent)) = orphan else { return Ok(()) };
+            self.change(Change::Remove(snapshot)).await?;
+            line = parent;
+        }
     }
 
     /// Changes the size, up or down.
@@ -99,22 +108,22 @@ impl Store {
         }
         let block = u64::from(BLOCK_BYTES);
         let size_bytes = size_bytes.next_multiple_of(block);
-        let (volume, cut) = {
+        let (volume, cut, more) = {
             let inner = self.inner();
             let mut volume = inner.volume(uuid)?.clone();
-            if !volume.thin && size_bytes > volume.size_bytes {
-                inner.check_space((size_bytes - volume.size_bytes) / block)?;
-            }
+            let more = size_bytes.saturating_sub(volume.size_bytes) / block;
+            let more = if volume.thin { 0 } else { more };
+            inner.check_space(more)?;
             let cut =
                 (size_bytes < volume.size_bytes).then_some((size_bytes / block, volume.size_bytes / block));
             volume.size_bytes = size_bytes;
-            (volume, cut)
+            (volume, cut, more)
         };
         if let Some((first, end)) = cut {
             // Before the size changes: what is cut off is zero when the volume grows again.
             self.cut_off(volume.line, first, end - first).await?;
         }
-        self.change(Change::Put(Box::new(Object::Volume(volume.clone())))).await?;
+        self.change_promised(more, Change::Put(Box::new(Object::Volume(volume.clone())))).await?;
         Ok(volume)
     }
 
@@ -147,11 +156,6 @@ impl Store {
             let inner = self.inner();
             inner.check_new(Some(spec.uuid), &spec.name)?;
             let source = inner.volume(volume)?;
-            if !source.thin {
-                // H18: each of its blocks may have to be written a second time.
-                let head = inner.lines.get(source.line).map_or(0, Line::head_blocks);
-                inner.check_space(head + inner.thin_bound())?;
-            }
             SnapshotObject {
                 uuid: spec.uuid,
                 name: spec.name,
@@ -170,20 +174,39 @@ impl Store {
                 unknown: BTreeMap::new(),
             }
         };
-        let put = |object: &SnapshotObject| vec![Change::Put(Box::new(Object::Snapshot(object.clone())))];
-        let mut placed = self.place(&put(&object)).await?;
-        object.epoch = placed.seq;
-        self.inner().apply_changes(placed.seq, put(&object))?;
-        placed.header = CatalogueHeader::begin();
-        fill(&mut placed, &put(&object))?;
-        loop {
-            {
-                let inner = self.inner();
-                inner.check_fault()?;
-                if inner.log.completed() >= Seq(placed.seq.0 - 1) {
-                    break;
-                }
+        let change = Change::Put(Box::new(Object::Snapshot(object.clone())));
+        let line = object.line;
+        let placed = match self.place(&change, |inner| inner.may_snapshot(line)).await {
+            Err(LvsError::NoSpace { .. }) => {
+                // What was written since the last merge counts twice until the next one.
+                self.checkpoint(false).await?;
+                self.place(&change, |inner| inner.may_snapshot(line)).await?
             }
+            placed => placed?,
+        };
+        object.epoch = placed.seq;
+        let made = self.write_snapshot(placed, object).await;
+        made.map_err(|e| self.lose_record(e))
+    }
+
+    /// The snapshot exists from the moment in which it got its number.
+    async fn write_snapshot(
+        &self,
+        mut placed: Placed,
+        object: SnapshotObject,
+    ) -> Result<SnapshotObject, LvsError> {
+        let change = Change::Put(Box::new(Object::Snapshot(object.clone())));
+        {
+            let mut inner = self.inner();
+            let uncounted = inner.second_copies(object.line).1;
+            inner.apply_change(placed.seq, change.clone())?;
+            // What is not counted yet becomes the snapshot's, and what the volume reserves does not cover it any more.
+            inner.thin_pending.set(inner.thin_pending.get() + uncounted);
+        }
+        placed.header = CatalogueHeader::begin();
+        fill(&mut placed, &change)?;
+        while self.inner().log.completed() < Seq(placed.seq.0 - 1) {
+            self.inner().check_fault()?;
             self.core.sleep(super::LOOK_AGAIN).await;
         }
         self.flush_all().await?;
@@ -194,59 +217,92 @@ impl Store {
     /// Removes a snapshot; one with clones is only marked, and goes with the last of them.
     pub(crate) async fn destroy_snapshot(self: &Rc<Self>, uuid: Uuid) -> Result<(), LvsError> {
         let _pass = self.changes.enter().await;
-        let changes = {
+        let (change, line) = {
             let inner = self.inner();
             let mut snapshot = inner.snapshot(uuid)?.clone();
-            if inner.lines.is_cloned_at(snapshot.line, snapshot.epoch) {
+            let line = snapshot.line;
+            if inner.lines.is_cloned_at(line, snapshot.epoch) {
                 snapshot.discarded = true;
-                vec![Change::Put(Box::new(Object::Snapshot(snapshot)))]
+                (Change::Put(Box::new(Object::Snapshot(snapshot))), line)
             } else {
-                let last = |l: &&Line| !l.head && l.snapshots == [snapshot.epoch];
-                let orphans = inner.lines.get(snapshot.line).filter(last).map(|l| inner.orphans_of(l.id));
-                removals(uuid, orphans.unwrap_or_default())
+                (Change::Remove(uuid), line)
             }
         };
-        self.change_all(changes).await
+        self.change(change).await?;
+        self.drop_orphans(line).await
     }
 
     /// Makes a change durable, and then real.
     async fn change(self: &Rc<Self>, change: Change) -> Result<(), LvsError> {
-        self.change_all(vec![change]).await
+        let placed = self.place(&change, |_| Ok(())).await?;
+        let made = self.change_placed(placed, change).await;
+        made.map_err(|e| self.lose_record(e))
     }
 
-    /// Makes changes durable, all or none, and then real.
-    async fn change_all(self: &Rc<Self>, changes: Vec<Change>) -> Result<(), LvsError> {
-        let mut placed = self.place(&changes).await?;
-        fill(&mut placed, &changes)?;
+    async fn change_placed(&self, mut placed: Placed, change: Change) -> Result<(), LvsError> {
+        fill(&mut placed, &change)?;
         // What it depends on: an object that an earlier record made.
         self.flush_all().await?;
         let seq = placed.seq;
         self.write_placed(placed).await?;
-        self.inner().apply_changes(seq, changes)
+        self.inner().apply_change(seq, change)
     }
 
-    /// Takes a number and a place for a record that will hold `changes`, or such of the same length.
-    async fn place(self: &Rc<Self>, changes: &[Change]) -> Result<Placed, LvsError> {
+    /// A record that has a number is not written: no checkpoint could ever be complete.
+    fn lose_record(&self, error: LvsError) -> LvsError {
+        self.inner().fail_pool(&error.to_string());
+        error
+    }
+
+    /// The same; until it is real, nobody else gets the `blocks` that it will reserve.
+    async fn change_promised(self: &Rc<Self>, blocks: u64, change: Change) -> Result<(), LvsError> {
+        self.inner().budget.promised += blocks;
+        let made = self.change(change).await;
+        self.inner().budget.promised -= blocks;
+        made
+    }
+
+    /// Takes a number and a place for a record that will hold `change`, or one of the same length.
+    /// `allowed` is asked last, in the moment in which that happens.
+    async fn place(
+        self: &Rc<Self>,
+        change: &Change,
+        allowed: impl Fn(&Inner) -> Result<(), LvsError>,
+    ) -> Result<Placed, LvsError> {
         let buf = self.buffer().await;
         let mut placed =
             Placed { seq: Seq::ZERO, pba: Pba::NONE, blocks: 0, buf, header: CatalogueHeader::begin() };
-        fill(&mut placed, changes)?;
+        fill(&mut placed, change)?;
         // A number that is filled in later may take a digit more.
         let blocks = placed.header.header_blocks() as u32 + 1;
-        for _ in 0..3 {
-            {
+        for _ in 0..ROOM_TRIES {
+            let name_more = {
                 let mut inner = self.inner();
                 inner.check_fault()?;
                 let inner = &mut *inner;
-                if inner.log.make_room(blocks, 0, &mut inner.space) {
+                if inner.log.make_room(Flow::Hot, blocks, KEEP_FROM_CATALOGUE, &mut inner.space)
+                    && let Some(stream) = inner.log.stream(Flow::Hot)
+                {
+                    allowed(inner)?;
+                    // Before it has a number: one that is never complete would keep all checkpoints waiting.
+                    inner.device_at(stream)?;
                     placed.seq = inner.log.number();
-                    placed.pba = inner.log.place(placed.seq, blocks, &mut inner.space).unwrap_or(Pba::NONE);
+                    let pba = inner.log.place(Flow::Hot, placed.seq, blocks, &mut inner.space);
+                    placed.pba = pba.unwrap_or(Pba::NONE);
                     placed.blocks = blocks;
                     placed.header = CatalogueHeader::begin();
+                    inner.budget.written.headers += u64::from(blocks);
                     return Ok(placed);
                 }
+                inner.budget.want_cleaning = true;
+                inner.can_name_more()
+            };
+            if name_more {
+                self.checkpoint(false).await?;
+            } else {
+                self.look_after();
+                self.core.sleep(ROOM_WAIT).await;
             }
-            self.checkpoint(false).await?;
         }
         Err(self.inner().out_of_segments())
     }
@@ -270,18 +326,11 @@ impl Store {
     }
 }
 
-fn fill(placed: &mut Placed, changes: &[Change]) -> Result<(), LvsError> {
-    for change in changes {
-        let bytes = change.encode().map_err(|source| LvsError::Encode { source })?;
-        let pushed = placed.header.push(&mut placed.buf, &bytes);
-        debug_assert!(pushed.is_ok(), "an encoded change, and some removals, fit a record");
-    }
+fn fill(placed: &mut Placed, change: &Change) -> Result<(), LvsError> {
+    let bytes = change.encode().map_err(|source| LvsError::Encode { source })?;
+    let pushed = placed.header.push(&mut placed.buf, &bytes);
+    debug_assert!(pushed.is_ok(), "an encoded change fits a record");
     Ok(())
-}
-
-/// An object goes, and with it the snapshots that only it kept.
-fn removals(uuid: Uuid, orphans: Vec<Uuid>) -> Vec<Change> {
-    [uuid].into_iter().chain(orphans).map(Change::Remove).collect()
 }
 
 /// True names: of pools, volumes, snapshots.
@@ -330,29 +379,12 @@ impl Inner {
         }
     }
 
-    /// The discarded snapshots that go when nothing reads `line` any more: the one that it was cloned from, when nobody else
-    /// was, and so on upwards. They go in one record with what kept them, so that no crash leaves them behind; so many that
-    /// they fit into it.
-    fn orphans_of(&self, line: LineId) -> Vec<Uuid> {
-        let mut orphans = Vec::new();
-        let mut dying = line;
-        while orphans.len() < MOST_ORPHANS
-            && let Some((parent, epoch)) = self.lines.get(dying).and_then(|l| l.parent)
-        {
-            let reads = |l: &Line| l.id != dying && l.parent == Some((parent, epoch)) && !l.is_dead();
-            if self.lines.iter().any(reads) {
-                break;
-            }
-            let mut snapshots = self.catalogue.snapshots.values();
-            let source = snapshots.find(|s| s.line == parent && s.epoch == epoch && s.discarded);
-            let Some(source) = source else { break };
-            orphans.push(source.uuid);
-            if !self.lines.get(parent).is_some_and(|l| !l.head && l.snapshots == [epoch]) {
-                break;
-            }
-            dying = parent;
-        }
-        orphans
+    /// The discarded snapshot that only the dead line `line` was cloned from, and whose line it is.
+    fn orphan_of(&self, line: LineId) -> Option<(Uuid, LineId)> {
+        let (parent, epoch) = self.lines.get(line).filter(|l| l.is_dead())?.parent?;
+        let mut snapshots = self.catalogue.snapshots.values();
+        let source = snapshots.find(|s| s.line == parent && s.epoch == epoch && s.discarded)?;
+        (!self.lines.is_cloned_at(parent, epoch)).then_some((source.uuid, parent))
     }
 
     pub(crate) fn volume(&self, uuid: Uuid) -> Result<&VolumeObject, LvsError> {
@@ -367,10 +399,25 @@ impl Inner {
         LvsError::NotFound { what, name: uuid.to_string(), pool: self.name.clone() }
     }
 
+    /// What a snapshot takes from what a thick volume reserves: blocks of its head that are counted, and those that are not
+    /// yet, at most. None of a thin one.
+    fn second_copies(&self, line: LineId) -> (u64, u64) {
+        let Some(line) = self.lines.get(line).filter(|l| l.reserved_blocks > 0) else { return (0, 0) };
+        let head = line.head_blocks();
+        let most = line.reserved_blocks.saturating_sub(head);
+        (head.min(line.reserved_blocks), self.uncounted(line.id).min(most))
+    }
+
+    /// H18: each block of a thick volume's head may have to be written a second time.
+    fn may_snapshot(&self, line: LineId) -> Result<(), LvsError> {
+        let (head, uncounted) = self.second_copies(line);
+        self.check_space(head + uncounted)
+    }
+
     /// Is there room to reserve so many blocks?
     fn check_space(&self, blocks: u64) -> Result<(), LvsError> {
-        let free = self.space.capacity_blocks().saturating_sub(self.used_blocks + self.thin_bound());
-        if blocks > free {
+        let free = self.space.capacity_blocks().saturating_sub(self.taken_blocks());
+        if blocks > free && blocks > 0 {
             let bytes = |b: u64| b * u64::from(BLOCK_BYTES);
             return Err(LvsError::NoSpace {
                 pool: self.name.clone(),

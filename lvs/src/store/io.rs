@@ -48,6 +48,8 @@ pub(super) struct IoCtx {
     pub(super) status: IoStatus,
     /// Where the blocks of a read are.
     pub(super) places: Vec<Place>,
+    /// The newest record when it found the pool full: what a merge counts up to there may make space for it.
+    pub(super) full_since: Option<Seq>,
     /// What a write makes a hole of, instead of having payload.
     pub(super) hole: Option<HoleRange>,
     /// Which of the two counters of reads holds it.
@@ -96,6 +98,7 @@ impl IoCtx {
             outstanding: 0,
             status: IoStatus::SUCCESS,
             places: Vec::with_capacity(64),
+            full_since: None,
             hole: None,
             phase: None,
             edges: Edges::default(),

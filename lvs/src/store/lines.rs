@@ -26,6 +26,9 @@ pub(crate) struct Line {
     pub(crate) purge: Option<BlockNo>,
     /// A page of the tree could not be read, with none of its copies, since the pool was opened.
     pub(crate) damaged: bool,
+    /// Of the blocks that count as the head's, those that were a snapshot's which is being purged: some of them are the
+    /// same blocks of the volume, written twice.
+    pub(crate) unpurged: u64,
 }
 
 impl Line {
@@ -41,6 +44,7 @@ impl Line {
             born: vec![0],
             purge: None,
             damaged: false,
+            unpurged: 0,
         }
     }
 
@@ -53,6 +57,7 @@ impl Line {
             reserved_blocks: 0,
             parent: line.parent,
             root: line.root.map(|r| Root { ptr: r.ptr, level: r.level }),
+            unpurged: line.purge.and(line.live_blocks.last().copied()).unwrap_or(0),
             born: line.live_blocks,
             purge: line.purge,
             damaged: false,
@@ -88,7 +93,8 @@ impl Line {
 
     /// What it takes of the pool: its blocks, and what is reserved for a thick head beyond what that has written.
     pub(crate) fn used_blocks(&self) -> u64 {
-        self.live_blocks() + self.reserved_blocks.saturating_sub(self.head_blocks())
+        let own = self.head_blocks().saturating_sub(self.unpurged);
+        self.live_blocks() + self.reserved_blocks.saturating_sub(own)
     }
 
     /// A snapshot at `epoch`, newer than all others.
@@ -103,6 +109,9 @@ impl Line {
             self.snapshots.remove(at);
             let blocks = self.born.remove(at);
             self.born[at] += blocks;
+            if at == self.snapshots.len() {
+                self.unpurged += blocks;
+            }
             self.purge = Some(BlockNo(0));
         }
     }

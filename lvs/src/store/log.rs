@@ -5,6 +5,19 @@ use std::collections::VecDeque;
 use super::space::{Space, State};
 use crate::types::{Pba, SegmentId, Seq};
 
+/// What is written to a segment: blocks that are likely to live equally long stand together, so that segments become
+/// empty by themselves or stay full.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Flow {
+    /// What volumes write, and changes of the catalogue.
+    Hot = 0,
+    /// What the cleaner moves: it has outlived the rest of its segment.
+    Cold = 1,
+}
+
+/// Where the flows stood.
+pub(crate) type Marks = [Option<Stream>; 2];
+
 /// An open segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Stream {
@@ -24,7 +37,7 @@ pub(crate) struct Log {
     first: Seq,
     /// Everything up to here is durable.
     durable: Seq,
-    stream: Option<Stream>,
+    streams: Marks,
     /// Since the last [`mark`](Self::mark).
     opened: Vec<SegmentId>,
 }
@@ -37,7 +50,7 @@ impl Log {
             flight: VecDeque::with_capacity(4096),
             first: last.next(),
             durable: last,
-            stream: None,
+            streams: [None; 2],
             opened: Vec::new(),
         }
     }
@@ -47,9 +60,9 @@ impl Log {
         self.last
     }
 
-    /// Where the open segment goes on.
-    pub(crate) fn stream(&self) -> Option<Stream> {
-        self.stream
+    /// Where the open segment of a flow goes on.
+    pub(crate) fn stream(&self, flow: Flow) -> Option<Stream> {
+        self.streams[flow as usize]
     }
 
     /// Everything up to here is durable.
@@ -86,38 +99,32 @@ impl Log {
         self.durable = self.durable.max(seq);
     }
 
-    /// Nothing more is put on this device.
-    pub(crate) fn leave(&mut self, member: u8, space: &mut Space) {
-        if let Some(old) = self.stream.take_if(|s| s.segment.member() == member) {
-            space.close(old.segment, State::Log);
-        }
+    /// Blocks that are left in the open segment of a flow.
+    pub(crate) fn left(&self, flow: Flow, space: &Space) -> u32 {
+        self.stream(flow).map_or(0, |s| space.segment_blocks() - s.offset)
     }
 
-    /// Blocks that are left in the open segment.
-    pub(crate) fn left(&self, space: &Space) -> u32 {
-        self.stream.map_or(0, |s| space.segment_blocks() - s.offset)
-    }
-
-    /// Makes sure that `blocks` fit into the open segment; opens the next one otherwise. False when no more than `keep`
-    /// are named.
-    pub(crate) fn make_room(&mut self, blocks: u32, keep: usize, space: &mut Space) -> bool {
-        if self.left(space) >= blocks {
+    /// Makes sure that `blocks` fit into the open segment of a flow; opens the next one otherwise. False when no more than
+    /// `keep` are named.
+    pub(crate) fn make_room(&mut self, flow: Flow, blocks: u32, keep: usize, space: &mut Space) -> bool {
+        if self.left(flow, space) >= blocks {
             return true;
         }
         if blocks > space.segment_blocks() || space.named() <= keep {
             return false;
         }
-        if let Some(old) = self.stream.take() {
+        let stream = &mut self.streams[flow as usize];
+        if let Some(old) = stream.take() {
             space.close(old.segment, State::Log);
         }
-        self.stream = space.open_log().map(|segment| Stream { segment, offset: 0 });
-        self.opened.extend(self.stream.map(|s| s.segment));
-        self.stream.is_some()
+        *stream = space.open_log(flow).map(|segment| Stream { segment, offset: 0 });
+        self.opened.extend(stream.map(|s| s.segment));
+        stream.is_some()
     }
 
-    /// Takes `blocks` of the open segment for record `seq`. After [`make_room`](Self::make_room).
-    pub(crate) fn place(&mut self, seq: Seq, blocks: u32, space: &mut Space) -> Option<Pba> {
-        let stream = self.stream.as_mut()?;
+    /// Takes `blocks` of the open segment of a flow for record `seq`. After [`make_room`](Self::make_room).
+    pub(crate) fn place(&mut self, flow: Flow, seq: Seq, blocks: u32, space: &mut Space) -> Option<Pba> {
+        let stream = self.streams[flow as usize].as_mut()?;
         let pba = space.first_block(stream.segment).plus(u64::from(stream.offset));
         stream.offset += blocks;
         space.wrote(stream.segment, seq);
@@ -125,9 +132,9 @@ impl Log {
     }
 
     /// Where it stands; what it opens from now on is listed anew.
-    pub(crate) fn mark(&mut self) -> Option<Stream> {
+    pub(crate) fn mark(&mut self) -> Marks {
         self.opened.clear();
-        self.stream
+        self.streams
     }
 
     /// What it opened since the last mark.
@@ -155,21 +162,26 @@ mod tests {
     }
 
     #[test]
-    fn a_record_never_leaves_its_segment() {
+    fn a_record_never_leaves_its_segment_and_flows_do_not_mix() {
         let mut space = Space::new(256);
-        space.add_member(vec![Segment::FREE; 4]);
+        space.add_member(vec![Segment::FREE; 6]);
         space.collect_free();
-        let names = space.names_for_anchor(2, 1);
+        let names = space.names_for_anchor(3, 1);
         space.reserve_names(&names);
         space.names_durable(&names);
         let mut log = Log::new(Seq(0));
-        assert!(log.make_room(200, 0, &mut space));
+        assert!(log.make_room(Flow::Hot, 200, 0, &mut space));
         let seq = log.number();
-        assert_eq!(log.place(seq, 200, &mut space), Some(space.first_block(names[0])));
-        assert!(log.make_room(57, 0, &mut space));
+        assert_eq!(log.place(Flow::Hot, seq, 200, &mut space), Some(space.first_block(names[0])));
+        assert!(log.make_room(Flow::Cold, 20, 0, &mut space));
         let seq = log.number();
-        assert_eq!(log.place(seq, 57, &mut space), Some(space.first_block(names[1])));
-        assert!(!log.make_room(200, 0, &mut space), "nothing is named any more");
-        assert!(!log.make_room(257, 0, &mut space), "longer than a segment");
+        assert_eq!(log.place(Flow::Cold, seq, 20, &mut space), Some(space.first_block(names[1])));
+        assert!(log.make_room(Flow::Hot, 57, 0, &mut space));
+        let seq = log.number();
+        assert_eq!(log.place(Flow::Hot, seq, 57, &mut space), Some(space.first_block(names[2])));
+        assert!(!log.make_room(Flow::Hot, 200, 0, &mut space), "nothing is named any more");
+        assert!(!log.make_room(Flow::Hot, 257, 0, &mut space), "longer than a segment");
+        assert!(log.make_room(Flow::Cold, 236, 0, &mut space), "what is left is enough");
+        assert_eq!(log.opened(), names);
     }
 }

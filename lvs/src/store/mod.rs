@@ -4,34 +4,32 @@
 //! - `io`: an I/O of a volume; the queue of the channel that waits for it.
 //! - `write`: I/Os become records, records become device writes; completed ones enter the delta.
 //! - `log`: where the next record goes, its number, and which of them are complete.
-//! - `member`: the devices, and operations in flight on them; `absent`: in the place of one that is not there. - `slab`, `sg`: contexts and memory lists.
+//! - `member`: the devices, and operations in flight on them. - `slab`, `sg`: contexts and memory lists.
 //! - `flush`: what FLUSH and FUA wait for. - `read`: look-ups, device reads, checksums. - `edges`: 512-byte blocks.
-//! - [`space`]: segments. - [`lines`]: the trees. - `pages`: map pages to and from the log.
+//! - [`space`]: segments. - `budget`: what is spoken for, and who waits for space. - [`lines`]: the trees. - `pages`: map
+//!   pages to and from the log.
 //!
 //! Slow work, `async` on the home core:
 //! - `checkpoint`: freeze, merge, anchor, free. - `clean`: moves live blocks out of half-empty segments.
-//! - `join`, `evacuate`: disks come and go.
 //! - `catalogue`, `control`: volumes and snapshots. - `create`, `import`: how a store comes to be; `lifecycle`: its end.
 //! - `aside`: what a damaged map page keeps out of its tree. - `inspect`: the offline checker.
 //!
 //! Everything is on one core and in one cell: [`Store`] hands it out, never across an `await`.
 
-mod absent;
 mod aside;
+mod budget;
 mod catalogue;
 mod checkpoint;
 mod clean;
 mod control;
 mod create;
 mod edges;
-mod evacuate;
 mod facts;
 mod flush;
 mod gate;
 mod import;
 mod inspect;
 mod io;
-mod join;
 mod lifecycle;
 mod lines;
 mod log;
@@ -82,6 +80,9 @@ pub(crate) const DELTA_UPDATES: usize = 64 * 1024;
 pub(crate) const DELTA_RANGES: usize = 512;
 /// Updates that only the cleaner may put.
 const CLEANER_UPDATES: usize = 2048;
+/// Blocks that one part of an unmapped range has at least, and parts that it has at most.
+const HOLE_BLOCKS: u64 = 64 * 1024;
+const HOLE_PARTS: u64 = 256;
 /// How often a task looks again for what records and reads in flight do.
 const LOOK_AGAIN: Duration = Duration::from_micros(20);
 /// Completions taken from a device in one turn.
@@ -97,10 +98,10 @@ pub(crate) struct Store {
     feeding: Cell<bool>,
     /// A task writes a note.
     noting: Cell<bool>,
-    /// A task makes checkpoints and cleans.
+    /// A task makes checkpoints.
     background: Cell<bool>,
-    /// A disk is being emptied.
-    evacuating: Cell<bool>,
+    /// A task cleans.
+    cleaning: Cell<bool>,
     /// No more background work begins.
     closing: Cell<bool>,
     /// Exported, destroyed, or given up.
@@ -143,6 +144,7 @@ pub(crate) struct Inner {
     pub(crate) catalogue: Catalogue,
     lines: Lines,
     space: Space,
+    budget: budget::Budget,
     log: Log,
     /// Where map pages and blobs go, and where their second copies do.
     page_streams: [Option<Stream>; 2],
@@ -161,11 +163,9 @@ pub(crate) struct Inner {
     now: Instant,
     /// Why no more writes are taken.
     fault: Option<String>,
-    /// Why it was opened for reading only: nothing is written at all.
-    read_only: Option<String>,
     /// A checkpoint should begin soon.
     want_checkpoint: bool,
-    /// Segments that this round of cleaning took.
+    /// Segments that the cleaner took and that are not free yet.
     cleaning: Vec<SegmentId>,
     /// Map pages that have to leave their segments: the next merge writes them anew.
     touched: Vec<PageTag>,
@@ -260,7 +260,7 @@ impl Inner {
         (ctx.queue, ctx.token, ctx.parent) = (queue, token, None);
         (ctx.line, ctx.view) = (volume.line, volume.view);
         (ctx.stage, ctx.status, ctx.outstanding) = (Stage::Read, IoStatus::SUCCESS, 0);
-        (ctx.count, ctx.fua, ctx.stable) = (0, false, true);
+        (ctx.count, ctx.fua, ctx.stable, ctx.full_since) = (0, false, true, None);
         ctx.sg.clear();
         ctx.hole = None;
         index
@@ -294,11 +294,7 @@ impl Inner {
             debug_assert!(shaped, "two buffers were at hand");
             self.start_write(part);
         }
-        if first < last {
-            let part = self.part_of(parent);
-            self.hole_part(part, first, last - first);
-            self.start_write(part);
-        }
+        self.hole_parts(parent, first, last);
         self.part_finished(parent, IoStatus::SUCCESS);
     }
 
@@ -308,13 +304,23 @@ impl Inner {
         self.ios[parent].outstanding = 1;
         for range in ranges {
             let (first, last) = (range.start.0.div_ceil(per), (range.start.0 + range.blocks.0) / per);
-            if first < last {
-                let part = self.part_of(parent);
-                self.hole_part(part, first, last - first);
-                self.start_write(part);
-            }
+            self.hole_parts(parent, first, last);
         }
         self.part_finished(parent, IoStatus::SUCCESS);
+    }
+
+    /// Makes the blocks `first..last` a hole: in parts where snapshots make a merge of all of them expensive (H18).
+    fn hole_parts(&mut self, parent: u32, mut first: u64, last: u64) {
+        let line = self.lines.get(self.ios[parent].line);
+        let whole = line.is_none_or(|line| line.snapshots.is_empty());
+        let most = if whole { u64::MAX } else { HOLE_BLOCKS.max(last.saturating_sub(first) / HOLE_PARTS) };
+        while first < last {
+            let count = most.min(last - first);
+            let part = self.part_of(parent);
+            self.hole_part(part, first, count);
+            self.start_write(part);
+            first += count;
+        }
     }
 
     fn hole_part(&mut self, part: u32, first: u64, count: u64) {
@@ -414,7 +420,6 @@ impl Inner {
             return;
         }
         let (owner, member) = (self.ops[index].owner, usize::from(self.ops[index].member));
-        self.members[member].in_flight -= 1;
         if self.ops[index].opcode == Opcode::Write {
             self.members[member].dirty = true;
         }
@@ -499,8 +504,9 @@ impl Inner {
         let mine = |io: &u32| self.ios[*io].queue == queue;
         match list {
             Waiting::Pending => {
-                let found = self.pending.iter().copied().filter(mine).collect();
+                let found = self.pending.iter().chain(&self.budget.parked).copied().filter(mine).collect();
                 self.pending = self.pending.iter().copied().filter(|io| !mine(io)).collect();
+                self.budget.parked = self.budget.parked.iter().copied().filter(|io| !mine(io)).collect();
                 found
             }
             Waiting::Blocked => {
@@ -528,6 +534,7 @@ impl Inner {
         self.fail_pool(why);
         self.members.clear();
         self.pending.clear();
+        self.budget.parked.clear();
         self.blocked.clear();
         self.starved.clear();
         self.fed = None;
@@ -554,8 +561,9 @@ impl Inner {
         let reserved = self.reserve(queue);
         debug_assert!(reserved, "the queue is new");
         let io = self.begin(queue, Token(0), target);
-        self.hole_part(io, first, count);
-        self.start_write(io);
+        self.ios[io].outstanding = 1;
+        self.hole_parts(io, first, first + count);
+        self.part_finished(io, IoStatus::SUCCESS);
     }
 
     /// The channel is gone.
@@ -571,6 +579,7 @@ impl Inner {
         let last = u64::from(ctx.count.max(1)) - 1;
         let look = |i: u64| self.locate(ctx.line, BlockNo(ctx.first.0 + i), ctx.view).err();
         match ctx.stage {
+            Stage::Write => self.new_blocks(self.lines.get(ctx.line)?, ctx.first, ctx.count).err(),
             Stage::Edges => {
                 let head = ctx.edges.head.as_ref().and_then(|_| look(0));
                 head.or_else(|| ctx.edges.tail.as_ref().and_then(|_| look(last)))
@@ -604,14 +613,20 @@ impl Store {
 
     /// Begins background work that the hot path asked for.
     pub(crate) fn look_after(self: &Rc<Self>) {
-        let (checkpoint, starved, note) = {
+        let (checkpoint, starved, note, clean) = {
             let mut inner = self.inner();
-            if inner.merge_due().is_some_and(|at| at <= inner.now) && !self.background.get() {
+            let due = inner.merge_due().is_some_and(|at| at <= inner.now);
+            if (due || inner.retry_due()) && !self.background.get() {
                 inner.want_checkpoint = true;
             }
+            let clean = inner.budget.want_cleaning && !self.cleaning.get() && inner.wants_cleaning();
             let note = inner.note_due().is_some_and(|at| at <= inner.now);
-            (inner.want_checkpoint, !inner.starved.is_empty(), note)
+            (inner.want_checkpoint, !inner.starved.is_empty(), note, clean)
         };
+        if clean && !self.closing.get() && !self.cleaning.replace(true) {
+            let store = self.clone();
+            drop(self.core.spawn(async move { store.clean_in_background().await }));
+        }
         if note && !self.closing.get() && !self.noting.replace(true) {
             let store = self.clone();
             drop(self.core.spawn(async move { store.write_note().await }));
@@ -646,10 +661,11 @@ impl Store {
                 }
             }
             let mut inner = self.inner();
-            if inner.ios[io].stage == Stage::Edges {
-                inner.start_read_edges(io)
-            } else {
-                inner.start_read(io)
+            match inner.ios[io].stage {
+                Stage::Edges => inner.start_read_edges(io),
+                // It waited for the map at the end of the space.
+                Stage::Write => inner.pending.push_front(io),
+                _ => inner.start_read(io),
             }
             inner.publish();
         }

@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use aio::time::Instant;
 
+use super::log::Flow;
 use super::{Inner, Store};
 use crate::format::record::{NoteHeader, Stamp};
 use crate::types::{BLOCK_BYTES, Pba, Seq};
@@ -39,14 +40,14 @@ impl Inner {
     /// When what the log holds should be merged although nothing asks for it, so that what was freed is counted; `None`
     /// when it holds nothing.
     pub(super) fn merge_due(&self) -> Option<Instant> {
-        let idle = !self.active.is_empty() && self.check_fault().is_ok() && !self.want_checkpoint;
+        let idle = !self.active.is_empty() && self.fault.is_none() && !self.want_checkpoint;
         idle.then(|| self.noted.at + IDLE)
     }
 
     /// When a note is due; `None` when there is nothing to say.
     pub(super) fn note_due(&self) -> Option<Instant> {
         let due = self.noted.durable < self.noted.last && self.log.durable() >= self.noted.last;
-        (due && self.check_fault().is_ok()).then(|| self.noted.at + QUIET)
+        (due && self.fault.is_none()).then(|| self.noted.at + QUIET)
     }
 }
 
@@ -59,14 +60,19 @@ impl Store {
             let inner = &mut *inner;
             let due = inner.note_due().is_some() && inner.pending.is_empty();
             // A note is not worth a segment.
-            if due && inner.log.left(&inner.space) >= 1 {
+            let room = due && inner.log.left(Flow::Hot, &inner.space) >= 1;
+            let stream = inner.log.stream(Flow::Hot).filter(|_| room);
+            // Before it has a number: one that is never complete would keep all checkpoints waiting.
+            let place = stream.and_then(|stream| inner.device_at(stream).ok());
+            if let Some((descriptor, at)) = place {
                 let seq = inner.log.number();
-                let pba = inner.log.place(seq, 1, &mut inner.space).unwrap_or(Pba::NONE);
+                let pba = inner.log.place(Flow::Hot, seq, 1, &mut inner.space).unwrap_or(Pba::NONE);
                 let durable = inner.log.durable();
                 inner.noted.durable = durable;
                 let stamp = Stamp { seq, durable, checkpoint: inner.checkpoint };
                 NoteHeader::write(&mut buf, &stamp, &inner.seal, pba);
-                inner.device_of(pba).ok().map(|(descriptor, at)| (seq, pba, descriptor, at))
+                inner.budget.written.headers += 1;
+                Some((seq, pba, descriptor, at))
             } else {
                 inner.noted.durable = inner.noted.last;
                 None

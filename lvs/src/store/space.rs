@@ -1,22 +1,30 @@
 //! Which segments there are, what they are used for, and how much of each is live.
 //!
 //! Pure bookkeeping, without I/O. What may be reused when (H4):
-//! - the log opens only segments that a durable anchor *names*, so that import finds every record;
+//! - the log opens only segments that a durable anchor *names*, so that import finds every record. Pages may take them,
+//!   too, when nothing else is free: import looks into them in vain;
 //! - a segment is free again only when a checkpoint became durable that does not refer to it: nothing in it is live,
 //!   all records in it are at or below that checkpoint's base, and no read that began before is still in flight.
 
 use std::collections::VecDeque;
 
+use super::log::Flow;
 use crate::format::FormatError;
 use crate::format::label::FIRST_SEGMENT_BLOCK;
 use crate::format::segtable::{self, SegmentState, Stream};
 use crate::types::{BLOCK_BYTES, Pba, SegmentId, Seq};
 
-/// Segments that nothing but checkpoints and the cleaner may take: a checkpoint's pages and blobs, and a target for the cleaner.
-pub(crate) const RESERVE_SEGMENTS: u32 = 11;
+/// Segments that volumes never see, whatever the size of the pool: what is open (4), what is held for tables (up to 3), and
+/// what a checkpoint and the cleaner need at least to go on (7, see `budget`).
+pub(crate) const RESERVE_SEGMENTS: u32 = 14;
 
-/// Of the blocks that are left, the share that volumes never see: what keeps cleaning cheap (H20).
-const HIDDEN_PERCENT: u64 = 11;
+/// Of the blocks that are left, the share that volumes never see: map pages, and what keeps cleaning cheap (H20).
+const HIDDEN_PERCENT: u64 = 14;
+/// Of all blocks, the share that map pages and tables may take of that before they count as used.
+const MAP_PERCENT: u64 = 2;
+
+/// Age in checkpoints at which a victim's garbage counts half: before that more of it may be expected.
+const HALF_AGE: u64 = 4;
 
 /// What a segment is used for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,19 +52,30 @@ pub(crate) struct Segment {
     pub(crate) live: u32,
     /// The newest record in it. What is above the base of a checkpoint is not counted in `live` yet.
     pub(crate) newest: Seq,
+    /// How often it was used.
+    uses: u32,
+    /// Low half of the number of the checkpoint after which its content was written first: what the cleaner moved here is
+    /// as old as where it came from.
+    age: u32,
+    /// The cleaner fills it.
+    cold: bool,
 }
 
 impl Segment {
     /// A segment without content.
-    pub(crate) const FREE: Self = Self { state: State::Free, live: 0, newest: Seq::ZERO };
+    pub(crate) const FREE: Self =
+        Self { state: State::Free, live: 0, newest: Seq::ZERO, uses: 0, age: 0, cold: false };
+
+    /// The age of its content.
+    pub(crate) fn age(&self) -> u32 {
+        self.age
+    }
 }
 
 /// The segments of one device.
 #[derive(Debug)]
 struct Member {
     segments: Vec<Segment>,
-    /// It is being emptied: nothing more is put there.
-    leaves: bool,
 }
 
 /// All segments of a pool.
@@ -70,6 +89,14 @@ pub(crate) struct Space {
     named: VecDeque<SegmentId>,
     /// Found free by a checkpoint, but reads that began before it are in flight.
     leaving: Vec<SegmentId>,
+    /// Live blocks of all segments.
+    live: u64,
+    /// Those of them that are map pages.
+    map_pages: u64,
+    /// Segments that volumes began to fill, since the pool was opened.
+    opened_hot: u64,
+    /// Low half of the number of the newest checkpoint.
+    now: u32,
 }
 
 impl Space {
@@ -81,6 +108,10 @@ impl Space {
             free: VecDeque::new(),
             named: VecDeque::new(),
             leaving: Vec::new(),
+            live: 0,
+            map_pages: 0,
+            opened_hot: 0,
+            now: 0,
         }
     }
 
@@ -91,12 +122,12 @@ impl Space {
 
     /// Adds the next device with these segments; free ones are at hand from now on.
     pub(crate) fn add_member(&mut self, segments: Vec<Segment>) {
-        self.members.push(Member { segments, leaves: false });
+        self.members.push(Member { segments });
     }
 
     /// Adds segments at the end of a device that became larger.
     pub(crate) fn grow_member(&mut self, member: u8, segments: u32) {
-        let Some(m) = self.members.get_mut(usize::from(member)).filter(|m| !m.leaves) else { return };
+        let Some(m) = self.members.get_mut(usize::from(member)) else { return };
         let old = m.segments.len() as u32;
         for index in old..segments.max(old) {
             m.segments.push(Segment::FREE);
@@ -108,7 +139,7 @@ impl Space {
     pub(crate) fn collect_free(&mut self) {
         let longest = self.members.iter().map(|m| m.segments.len()).max().unwrap_or(0);
         for index in 0..longest {
-            for (member, m) in self.members.iter().enumerate().filter(|(_, m)| !m.leaves) {
+            for (member, m) in self.members.iter().enumerate() {
                 if m.segments.get(index).is_some_and(|s| s.state == State::Free) {
                     self.free.push_back(SegmentId::new(member as u8, index as u32));
                 }
@@ -171,15 +202,7 @@ impl Space {
 
     /// Blocks that volumes can hold, whatever has to be cleaned.
     pub(crate) fn capacity_blocks(&self) -> u64 {
-        self.capacity_without(None)
-    }
-
-    /// The same if device `but` were leaving, too.
-    pub(crate) fn capacity_without(&self, but: Option<u8>) -> u64 {
-        let stays = |(index, m): &(usize, &Member)| !m.leaves && Some(*index as u8) != but;
-        let total =
-            self.members.iter().enumerate().filter(stays).map(|(_, m)| m.segments.len() as u32).sum::<u32>();
-        let usable = u64::from(total.saturating_sub(RESERVE_SEGMENTS));
+        let usable = u64::from(self.total().saturating_sub(RESERVE_SEGMENTS));
         usable * u64::from(self.segment_blocks) * (100 - HIDDEN_PERCENT) / 100
     }
 
@@ -188,24 +211,66 @@ impl Space {
         self.capacity_blocks() * u64::from(BLOCK_BYTES)
     }
 
+    /// Blocks for map pages and tables that `capacity_blocks` leaves out.
+    pub(crate) fn map_allowance(&self) -> u64 {
+        u64::from(self.total()) * u64::from(self.segment_blocks) * MAP_PERCENT / 100
+    }
+
+    /// Live blocks and pages of all segments, as of the last merge.
+    pub(crate) fn live(&self) -> u64 {
+        self.live
+    }
+
+    /// Live map pages, as of the last merge.
+    pub(crate) fn map_pages(&self) -> u64 {
+        self.map_pages
+    }
+
+    /// Segments that volumes began to fill, since the pool was opened.
+    pub(crate) fn opened_hot(&self) -> u64 {
+        self.opened_hot
+    }
+
     /// Opens the next named segment for the log.
-    pub(crate) fn open_log(&mut self) -> Option<SegmentId> {
+    pub(crate) fn open_log(&mut self, flow: Flow) -> Option<SegmentId> {
         let id = self.named.pop_front()?;
-        self.set_state(id, State::Open);
+        let now = self.now;
+        if let Some(s) = self.get_mut(id) {
+            // What is moved here tells its age itself.
+            let age = if flow == Flow::Cold { 0 } else { now };
+            *s = Segment { state: State::Open, uses: s.uses + 1, age, cold: flow == Flow::Cold, ..*s };
+        }
+        self.opened_hot += u64::from(flow == Flow::Hot);
         Some(id)
     }
 
-    /// Opens a free segment for pages: not on device `but` while another one has any.
+    /// Opens a free segment for pages: not on device `but` while another one has any. When none is free, one that the log
+    /// was to open: better that the log waits.
     pub(crate) fn open_pages(&mut self, but: Option<u8>) -> Option<SegmentId> {
         let at = self.free.iter().position(|id| Some(id.member()) != but).unwrap_or(0);
-        let id = self.free.remove(at)?;
-        self.set_state(id, State::OpenPages);
+        let id = self.free.remove(at).or_else(|| self.named.pop_back())?;
+        let now = self.now;
+        if let Some(s) = self.get_mut(id) {
+            *s = Segment { state: State::OpenPages, uses: s.uses + 1, age: now, ..*s };
+        }
         Some(id)
+    }
+
+    /// What the cleaner moves into the segment was written after this checkpoint.
+    pub(crate) fn moved_in(&mut self, id: SegmentId, age: u32) {
+        if let Some(s) = self.get_mut(id) {
+            s.age = s.age.max(age);
+        }
     }
 
     /// Nothing more is appended to it.
     pub(crate) fn close(&mut self, id: SegmentId, state: State) {
         self.set_state(id, state);
+        let next = self.now.wrapping_add(1);
+        if let Some(s) = self.get_mut(id).filter(|_| state == State::Pages) {
+            // Its last pages are of the checkpoint that is being made.
+            s.age = next;
+        }
     }
 
     fn set_state(&mut self, id: SegmentId, state: State) {
@@ -223,15 +288,27 @@ impl Space {
 
     /// A block of that address is referred to from now on.
     pub(crate) fn add_live(&mut self, pba: Pba) {
-        if let Some(s) = self.segment_of(pba).and_then(|id| self.get_mut(id)) {
-            s.live = s.live.saturating_add(1);
-        }
+        self.count(pba, |live| live.saturating_add(1));
     }
 
     /// A block of that address is not referred to any more.
     pub(crate) fn drop_live(&mut self, pba: Pba) {
-        if let Some(s) = self.segment_of(pba).and_then(|id| self.get_mut(id)) {
-            s.live = s.live.saturating_sub(1);
+        self.count(pba, |live| live.saturating_sub(1));
+    }
+
+    /// So many blocks of the segment were found to be referred to.
+    pub(crate) fn recounted(&mut self, id: SegmentId, live: u32) {
+        self.count(self.first_block(id), |_| live);
+    }
+
+    fn count(&mut self, pba: Pba, change: impl FnOnce(u32) -> u32) {
+        let Some(s) = self.segment_of(pba).and_then(|id| self.get_mut(id)) else { return };
+        let (before, after) = (u64::from(s.live), change(s.live));
+        s.live = after;
+        let pages = matches!(s.state, State::Pages | State::OpenPages);
+        self.live = self.live + u64::from(after) - before;
+        if pages {
+            self.map_pages = self.map_pages + u64::from(after) - before;
         }
     }
 
@@ -253,6 +330,17 @@ impl Space {
         }
         for &id in names {
             self.set_state(id, State::Named);
+        }
+    }
+
+    /// The opposite of [`reserve_names`](Self::reserve_names): the anchor was not written.
+    pub(crate) fn return_names(&mut self, names: &[SegmentId]) {
+        for &id in names {
+            let named = self.get(id).is_some_and(|s| s.state == State::Named);
+            if named && !self.named.contains(&id) {
+                self.set_state(id, State::Free);
+                self.free.push_back(id);
+            }
         }
     }
 
@@ -278,7 +366,8 @@ impl Space {
 
     /// The checkpoint with this base is durable: what it does not refer to leaves. Returns how many segments do. `held`
     /// are addresses of its tables, which are not counted either.
-    pub(crate) fn checkpoint_durable(&mut self, base: Seq, held: &[Pba]) -> usize {
+    pub(crate) fn checkpoint_durable(&mut self, checkpoint: u64, base: Seq, held: &[Pba]) -> usize {
+        self.now = checkpoint as u32;
         let held: Vec<SegmentId> = held.iter().filter_map(|&pba| self.segment_of(pba)).collect();
         let mut found = Vec::new();
         for (id, s) in self.iter() {
@@ -297,63 +386,9 @@ impl Space {
     pub(crate) fn reads_drained(&mut self) {
         for id in std::mem::take(&mut self.leaving) {
             if let Some(s) = self.get_mut(id) {
-                *s = Segment::FREE;
+                *s = Segment { uses: s.uses, ..Segment::FREE };
             }
-            if !self.is_leaving(id) {
-                self.free.push_back(id);
-            }
-        }
-    }
-
-    /// Nothing more is put on this device.
-    pub(crate) fn leave(&mut self, member: u8) {
-        let Some(m) = self.members.get_mut(usize::from(member)) else { return };
-        m.leaves = true;
-        for s in m.segments.iter_mut().filter(|s| s.state == State::Named) {
-            s.state = State::Free;
-        }
-        let stays = |id: &SegmentId| id.member() != member;
-        self.free.retain(stays);
-        self.named.retain(stays);
-        // The free ones may all have been there, and pages need some. That the durable anchor names them does no harm: an
-        // import finds no records of the log in them.
-        while self.free.len() < self.named.len() {
-            let Some(id) = self.named.pop_back() else { break };
-            self.set_state(id, State::Free);
             self.free.push_back(id);
-        }
-    }
-
-    fn is_leaving(&self, id: SegmentId) -> bool {
-        self.members.get(usize::from(id.member())).is_some_and(|m| m.leaves)
-    }
-
-    /// Of a device that is being emptied, the next segment that holds something counted (at or below `base`), and is not
-    /// one of `but`; with its live blocks.
-    pub(crate) fn next_to_empty(&self, member: u8, base: Seq, but: &[SegmentId]) -> Option<(SegmentId, u32)> {
-        let segments = self.member(member).iter().enumerate();
-        segments
-            .map(|(index, s)| (SegmentId::new(member, index as u32), s))
-            .filter(|(id, s)| {
-                matches!(s.state, State::Log | State::Pages)
-                    && s.live > 0
-                    && s.newest <= base
-                    && !but.contains(id)
-            })
-            .map(|(id, s)| (id, s.live))
-            .next()
-    }
-
-    /// Segments of a device that hold something, and how many blocks of them are live.
-    pub(crate) fn held(&self, member: u8) -> (u32, u64) {
-        let held = self.member(member).iter().filter(|s| s.state != State::Free);
-        held.fold((0, 0), |(segments, live), s| (segments + 1, live + u64::from(s.live)))
-    }
-
-    /// The device is gone; it held nothing.
-    pub(crate) fn remove_member(&mut self, member: u8) {
-        if let Some(m) = self.members.get_mut(usize::from(member)) {
-            m.segments = Vec::new();
         }
     }
 
@@ -361,13 +396,14 @@ impl Space {
     pub(crate) fn encode(&self) -> Result<Vec<u8>, FormatError> {
         let stored = |s: &Segment| segtable::Segment {
             live_blocks: s.live,
-            generation: 0,
+            generation: s.uses,
             state: match s.state {
                 State::Free | State::Named => SegmentState::Free,
+                State::Open | State::Log if s.cold => SegmentState::Full(Stream::Cold),
                 State::Open | State::Log => SegmentState::Full(Stream::Hot),
                 State::OpenPages | State::Pages => SegmentState::Full(Stream::Meta),
             },
-            age: 0,
+            age: s.age,
         };
         let members: Vec<Vec<_>> =
             self.members.iter().map(|m| m.segments.iter().map(stored).collect()).collect();
@@ -384,21 +420,49 @@ impl Space {
                     SegmentState::Open(Stream::Meta) | SegmentState::Full(Stream::Meta) => State::Pages,
                     SegmentState::Open(_) | SegmentState::Full(_) => State::Log,
                 };
-                *segment = Segment { state, live: stored.live_blocks, newest: Seq::ZERO };
+                let cold = stored.state == SegmentState::Full(Stream::Cold);
+                let (live, uses, age) = (stored.live_blocks, stored.generation, stored.age);
+                *segment = Segment { state, live, newest: Seq::ZERO, uses, age, cold };
+                self.live += u64::from(live);
+                self.map_pages += if state == State::Pages { u64::from(live) } else { 0 };
             }
         }
         Ok(())
     }
 
-    /// The segment with the fewest live blocks that a cleaner may take: closed, counted (at or below `base`), not all
-    /// live, and not one of `but`. With its live blocks.
-    pub(crate) fn victim(&self, base: Seq, but: &[SegmentId]) -> Option<(SegmentId, u32)> {
-        self.iter()
-            .filter(|(_, s)| matches!(s.state, State::Log | State::Pages) && s.newest <= base && s.live > 0)
-            .filter(|(_, s)| s.live < self.segment_blocks - self.segment_blocks / 32)
-            .filter(|(id, _)| !but.contains(id) && !self.is_leaving(*id))
-            .min_by_key(|(_, s)| s.live)
-            .map(|(id, s)| (id, s.live))
+    /// Can the cleaner take the segment? Only closed ones, counted (at or below `base`), and not all live. Its live blocks.
+    pub(crate) fn cleanable(&self, id: SegmentId, base: Seq) -> Option<u32> {
+        let s = self.get(id)?;
+        let counted = match s.state {
+            State::Log => s.newest <= base,
+            // As of the newest checkpoint, and not written for the next.
+            State::Pages => self.now.wrapping_sub(s.age) as i32 >= 0,
+            _ => false,
+        };
+        let gains = s.live > 0 && s.live < self.segment_blocks - self.segment_blocks / 64;
+        (counted && gains).then_some(s.live)
+    }
+
+    /// The best `most` segments to clean, the best one last: much garbage for what has to be moved, and of an age at
+    /// which not much more is to be expected. `greedy`: only what is gained counts.
+    /// `but` is sorted: those are left out.
+    pub(crate) fn victims(&self, base: Seq, most: usize, greedy: bool, but: &[SegmentId]) -> Vec<SegmentId> {
+        let per = u64::from(self.segment_blocks);
+        let score = |id: SegmentId, s: &Segment| {
+            let live = u64::from(self.cleanable(id, base).filter(|_| but.binary_search(&id).is_err())?);
+            let age = u64::from(self.now.wrapping_sub(s.age)) + 1;
+            // Garbage over the cost of reading all and writing what lives, in parts of 2^32.
+            let gain = ((per - live) << 32) / (per + live);
+            Some(if greedy { gain } else { gain * age / (age + HALF_AGE) })
+        };
+        let mut found: Vec<(u64, SegmentId)> =
+            self.iter().filter_map(|(id, s)| score(id, s).map(|score| (score, id))).collect();
+        if found.len() > most {
+            found.select_nth_unstable_by(most, |a, b| b.cmp(a));
+            found.truncate(most);
+        }
+        found.sort_unstable();
+        found.into_iter().map(|(_, id)| id).collect()
     }
 }
 
@@ -424,23 +488,38 @@ mod tests {
     #[test]
     fn the_log_opens_only_what_a_durable_anchor_names() {
         let mut space = pool(&[8]);
-        assert!(space.open_log().is_none());
+        assert!(space.open_log(Flow::Hot).is_none());
         let names = name(&mut space, 3, 2);
         assert_eq!(names.len(), 3);
-        assert!(space.open_log().is_none(), "not durable yet");
+        assert!(space.open_log(Flow::Hot).is_none(), "not durable yet");
         space.names_durable(&names);
-        assert_eq!(space.open_log(), Some(names[0]));
+        assert_eq!(space.open_log(Flow::Hot), Some(names[0]));
         assert_eq!(space.named(), 2);
     }
 
     #[test]
-    fn pages_never_get_a_named_segment() {
+    fn h18_pages_get_a_named_segment_only_when_nothing_else_is_free() {
         let mut space = pool(&[6]);
         let names = name(&mut space, 4, 2);
         space.names_durable(&names);
         let pages: Vec<_> = std::iter::from_fn(|| space.open_pages(None)).collect();
-        assert_eq!(pages.len(), 2);
-        assert!(pages.iter().all(|p| !names.contains(p)));
+        assert_eq!(pages.len(), 6);
+        assert!(pages[..2].iter().all(|p| !names.contains(p)));
+        assert_eq!(pages[2], names[3], "the one that the log would open last");
+        assert!(space.open_log(Flow::Hot).is_none());
+    }
+
+    #[test]
+    fn names_of_an_anchor_that_was_not_written_are_free_again() {
+        let mut space = pool(&[8]);
+        let names = name(&mut space, 3, 1);
+        space.names_durable(&names);
+        let opened = space.open_log(Flow::Hot).unwrap();
+        let more = name(&mut space, 5, 1);
+        assert_eq!((more.len(), space.available()), (5, 4));
+        space.return_names(&more);
+        assert_eq!((space.named(), space.available()), (2, 7));
+        assert_eq!(space.get(opened).unwrap().state, State::Open);
     }
 
     #[test]
@@ -464,26 +543,26 @@ mod tests {
         let mut space = pool(&[4]);
         let names = name(&mut space, 2, 0);
         space.names_durable(&names);
-        let id = space.open_log().unwrap();
+        let id = space.open_log(Flow::Hot).unwrap();
         let pba = space.first_block(id).plus(1);
         space.wrote(id, Seq(7));
-        assert_eq!(space.checkpoint_durable(Seq(9), &[]), 0, "open");
+        assert_eq!(space.checkpoint_durable(1, Seq(9), &[]), 0, "open");
         space.close(id, State::Log);
         assert_eq!(
-            space.checkpoint_durable(Seq(6), &[]),
+            space.checkpoint_durable(1, Seq(6), &[]),
             0,
             "its record is newer than the checkpoint's base"
         );
         space.add_live(pba);
-        assert_eq!(space.checkpoint_durable(Seq(9), &[]), 0, "a block is live");
+        assert_eq!(space.checkpoint_durable(1, Seq(9), &[]), 0, "a block is live");
         space.drop_live(pba);
         let before = space.available();
-        assert_eq!(space.checkpoint_durable(Seq(9), &[]), 1);
+        assert_eq!(space.checkpoint_durable(1, Seq(9), &[]), 1);
         assert_eq!(space.available(), before, "reads may be in flight");
-        assert_eq!(space.checkpoint_durable(Seq(9), &[]), 0, "found once only");
+        assert_eq!(space.checkpoint_durable(1, Seq(9), &[]), 0, "found once only");
         space.reads_drained();
         assert_eq!(space.available(), before + 1);
-        assert_eq!(space.get(id), Some(&Segment::FREE));
+        assert_eq!(space.get(id), Some(&Segment { uses: 1, ..Segment::FREE }));
     }
 
     #[test]
@@ -501,12 +580,12 @@ mod tests {
     }
 
     #[test]
-    fn the_victim_is_the_emptiest_segment_that_is_counted() {
-        let mut space = pool(&[6]);
-        let names = name(&mut space, 4, 0);
+    fn victims_are_counted_segments_with_much_garbage_that_are_not_too_young() {
+        let mut space = pool(&[8]);
+        let names = name(&mut space, 5, 0);
         space.names_durable(&names);
-        for (n, live) in [(0, 9), (1, 3), (2, 1)] {
-            let id = space.open_log().unwrap();
+        for (n, live) in [90, 30, 20, 256, 10].into_iter().enumerate() {
+            let id = space.open_log(Flow::Hot).unwrap();
             assert_eq!(id, names[n]);
             for i in 0..live {
                 space.add_live(space.first_block(id).plus(i));
@@ -514,8 +593,19 @@ mod tests {
             space.wrote(id, Seq(n as u64 + 1));
             space.close(id, State::Log);
         }
-        assert_eq!(space.victim(Seq(2), &[]), Some((names[1], 3)), "the third is newer than the base");
-        assert_eq!(space.victim(Seq(3), &[]), Some((names[2], 1)));
-        assert_eq!(space.victim(Seq(3), &[names[2]]), Some((names[1], 3)));
+        assert_eq!(space.live(), 406);
+        let best = [names[0], names[1], names[2]];
+        assert_eq!(
+            space.victims(Seq(4), 9, true, &[]),
+            best,
+            "the last is newer than the base, one is all live"
+        );
+        assert_eq!(space.victims(Seq(4), 2, true, &[]), best[1..]);
+        space.checkpoint_durable(100, Seq(4), &[]);
+        space.moved_in(names[2], 100);
+        assert_eq!(space.victims(Seq(4), 9, false, &[])[2], names[1], "what is young may become emptier");
+        assert_eq!(space.victims(Seq(4), 9, true, &[])[2], names[2]);
+        space.recounted(names[2], 0);
+        assert_eq!((space.live(), space.cleanable(names[2], Seq(4))), (386, None));
     }
 }

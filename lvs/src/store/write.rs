@@ -9,6 +9,7 @@ use std::rc::Rc;
 use aio::{DmaBuf, IoStatus, Opcode, sgmem};
 
 use super::io::{IoCtx, Stage};
+use super::log::Flow;
 use super::member::{self, Owner};
 use super::{CLEANER_UPDATES, Inner, sg};
 use crate::format::record::{DataHeader, Stamp};
@@ -19,9 +20,6 @@ use crate::types::{BLOCK_BYTES, BlockNo, LineId, Pba, Place, Seq, Version};
 pub(super) const MAX_RECORDS: usize = 8;
 /// Payload blocks of a record: with its header it is the 1 MiB that every device takes at once.
 pub(super) const MAX_PAYLOAD_BLOCKS: u32 = 255;
-
-/// Named segments that only the cleaner and the catalogue may open.
-const KEEP_NAMED: usize = 4;
 
 /// A record in flight.
 pub(super) struct RecordCtx {
@@ -77,8 +75,12 @@ impl RecordCtx {
 /// Why a write is not in the record that is being built.
 enum Fit {
     Yes,
-    /// Something has to happen first.
+    /// A checkpoint has to make room in the delta first.
     Wait,
+    /// A merge may find space for it: others go first.
+    Park,
+    /// A map page has to be read, to see whether it needs space.
+    Look,
     /// Never.
     Refuse(IoStatus),
 }
@@ -92,7 +94,8 @@ impl Inner {
 
     /// Makes records of what is in line, as far as there is room.
     pub(super) fn assemble(&mut self) {
-        if self.fault.is_some() || self.read_only.is_some() {
+        if self.fault.is_some() {
+            self.unpark();
             while let Some(io) = self.pending.pop_front() {
                 self.ios[io].fail(IoStatus::NAMESPACE_WRITE_PROTECTED);
                 self.finish(io);
@@ -103,15 +106,10 @@ impl Inner {
 
     /// One record of the first writes in line. False when none could be made.
     fn build_record(&mut self) -> bool {
-        let Some(&first) = self.pending.front() else { return false };
-        let blocks = if self.ios[first].hole.is_some() { 0 } else { self.ios[first].count };
-        if !self.log.make_room(1 + blocks, KEEP_NAMED, &mut self.space) {
-            self.want_checkpoint = true;
-            return false;
-        }
+        let Some(only_holes) = self.next_room() else { return false };
         let Some(mut buf) = self.headers.alloc() else { return false };
-        let limit = MAX_PAYLOAD_BLOCKS.min(self.log.left(&self.space) - 1);
-        let stream = self.log.stream().expect("invariant: there is room in it");
+        let limit = MAX_PAYLOAD_BLOCKS.min(self.log.left(Flow::Hot, &self.space) - 1);
+        let stream = self.log.stream(Flow::Hot).expect("invariant: there is room in it");
         let member = stream.segment.member();
         let index = self.records.take();
         let op_index = self.ops.take();
@@ -125,9 +123,14 @@ impl Inner {
         let max_sg = usize::from(device.geometry.max_sg);
         let mut entries = 1;
 
-        while let Some(&io) = self.pending.front() {
+        let (mut at, before) = (0, self.pending.len());
+        while let Some(&io) = self.pending.get(at) {
             let ctx = &self.ios[io];
             let transfer = ctx.hole.is_none();
+            if only_holes && transfer {
+                at += 1;
+                continue;
+            }
             let blocks = if transfer { ctx.count } else { 0 };
             if payload + blocks > limit || self.records[index].meets(ctx) {
                 break;
@@ -138,6 +141,7 @@ impl Inner {
                 Fit::Yes if self.is_write_protected(ctx.line) => {
                     Fit::Refuse(IoStatus::NAMESPACE_WRITE_PROTECTED)
                 }
+                Fit::Yes if ctx.hole.is_some_and(|hole| !self.affords(&hole)) => Fit::Wait,
                 Fit::Yes => self.space_for(ctx, blocks),
                 other => other,
             };
@@ -147,8 +151,20 @@ impl Inner {
                     self.want_checkpoint = true;
                     break;
                 }
+                Fit::Park => {
+                    self.pending.remove(at);
+                    self.ios[io].full_since.get_or_insert(self.log.last());
+                    self.budget.parked.push(io);
+                    self.want_checkpoint = true;
+                    continue;
+                }
+                Fit::Look => {
+                    self.pending.remove(at);
+                    self.starved.push(io);
+                    continue;
+                }
                 Fit::Refuse(status) => {
-                    self.pending.pop_front();
+                    self.pending.remove(at);
                     self.refused.push((io, status));
                     continue;
                 }
@@ -156,11 +172,17 @@ impl Inner {
             if !push(&mut header, &mut buf, ctx) {
                 break;
             }
-            self.pending.pop_front();
+            self.pending.remove(at);
             fua |= ctx.fua;
+            let hole = ctx.hole;
+            if let Some(range) = hole {
+                self.budget.unmapped.0 += range.count;
+                self.budget.pierced.0 += self.pierces(&range);
+            }
+            let ctx = &self.ios[io];
             let record = &mut self.records[index];
             record.ios.push(io);
-            if let Some(range) = ctx.hole {
+            if let Some(range) = hole {
                 let (u, r) = Delta::cost_of_hole(range.count);
                 record.room = (record.room.0 + u, record.room.1 + r);
                 record.holes.push(range);
@@ -197,15 +219,19 @@ impl Inner {
         if self.records[index].ios.is_empty() {
             self.ops.give(op_index);
             self.records.give(index);
-            let progress = !self.refused.is_empty();
+            let progress = self.pending.len() < before;
             self.answer_refused();
             return progress;
         }
         let seq = self.log.number();
-        let pba = self.log.place(seq, 1 + payload, &mut self.space).expect("invariant: room was made");
+        let placed = self.log.place(Flow::Hot, seq, 1 + payload, &mut self.space);
+        let pba = placed.expect("invariant: room was made");
         let stamp = Stamp { seq, durable: self.log.durable(), checkpoint: self.checkpoint };
         header.finish(&mut buf, &stamp, &self.seal, pba);
         self.stated(seq);
+        self.budget.host_at = self.now;
+        self.budget.written.headers += 1;
+        self.budget.written.data += u64::from(payload);
         let record = &mut self.records[index];
         record.seq = seq;
         record.payload = pba.plus(1);
@@ -224,36 +250,56 @@ impl Inner {
         true
     }
 
+    /// What the next record may hold: only unmapped ranges, when there is no room for more; `None` when there is none at all.
+    fn next_room(&mut self) -> Option<bool> {
+        let &first = self.pending.front()?;
+        let blocks = if self.ios[first].hole.is_some() { 0 } else { self.ios[first].count };
+        if self.room_for_data(blocks) {
+            return Some(false);
+        }
+        self.ask_for_room();
+        // What gives space back does not wait behind what wants some.
+        let unmaps = self.pending.iter().any(|&io| self.ios[io].hole.is_some());
+        (unmaps && self.room_for_holes()).then_some(true)
+    }
+
     /// Is there space in the pool for what the write may add?
     fn space_for(&self, ctx: &IoCtx, blocks: u32) -> Fit {
         let Some(line) = self.lines.get(ctx.line) else { return Fit::Yes };
         if blocks == 0 || line.reserved_blocks > 0 {
             return Fit::Yes;
         }
-        let bound = self.used_blocks + self.thin_bound() + u64::from(blocks);
-        if bound <= self.space.capacity_blocks() {
-            self.thin_pending.set(self.thin_pending.get() + u64::from(blocks));
+        let (taken, capacity) = (self.taken_blocks(), self.space.capacity_blocks());
+        let mut new = u64::from(blocks);
+        if taken + new > capacity {
+            // Now it matters which blocks it only overwrites.
+            match self.new_blocks(line, ctx.first, ctx.count) {
+                Ok(counted) => new = counted,
+                Err(_) => return Fit::Look,
+            }
+        }
+        if new == 0 || taken + new <= capacity {
+            self.thin_pending.set(self.thin_pending.get() + new);
             return Fit::Yes;
         }
-        // The bound counts overwritten blocks, too: a merge makes it exact.
-        if self.active.is_empty() && self.frozen.is_none() && self.reserved == (0, 0) {
-            Fit::Refuse(IoStatus::CAPACITY_EXCEEDED)
+        let counted = ctx.full_since.is_some_and(|since| since <= self.budget.merged);
+        if (self.may_find_space() && !counted) || self.is_purging() {
+            Fit::Park
         } else {
-            Fit::Wait
+            Fit::Refuse(IoStatus::CAPACITY_EXCEEDED)
         }
     }
 
-    /// Does a write wait because no record can be placed?
-    pub(super) fn has_no_room(&mut self) -> bool {
-        let Some(&first) = self.pending.front() else { return false };
-        let blocks = if self.ios[first].hole.is_some() { 0 } else { self.ios[first].count };
-        !self.log.make_room(1 + blocks, KEEP_NAMED, &mut self.space)
-    }
-
-    /// Cleaning gained nothing, and still no record can be placed: writes that wait get an answer.
+    /// Cleaning gains nothing any more, and still no record can be placed: writes that wait get an answer. What unmaps
+    /// waits on.
     pub(super) fn give_up_on_space(&mut self) {
-        while let Some(io) = self.pending.pop_front() {
-            self.refused.push((io, IoStatus::CAPACITY_EXCEEDED));
+        self.unpark();
+        for _ in 0..self.pending.len() {
+            match self.pending.pop_front() {
+                Some(io) if self.ios[io].hole.is_some() => self.pending.push_back(io),
+                Some(io) => self.refused.push((io, IoStatus::CAPACITY_EXCEEDED)),
+                None => break,
+            }
         }
         self.answer_refused();
     }

@@ -12,7 +12,6 @@ mod harness;
 #[path = "../rig/mod.rs"]
 mod rig;
 
-mod crashes;
 mod found;
 mod models;
 

@@ -11,5 +11,4 @@ mod alloc;
 mod association;
 mod data;
 mod limits;
-mod quiet;
 mod storm;

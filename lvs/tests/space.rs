@@ -1,0 +1,378 @@
+//! Pools that are full, or nearly: H18 and H20.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod rig;
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use aio::devices::sim::SimDisk;
+use aio::facade::{ByteRange, IoError};
+use aio::{BlockDevice, Descriptor, IoStatus};
+use lvs::info::{CreatePool, CreateSnapshot, CreateVolume, ImportPool, PoolInfo, Written};
+use lvs::{LvsError, Pool, Volume};
+use rig::{Rig, Rng, on};
+use uuid::Uuid;
+
+const BLOCK: u64 = 4096;
+
+/// A pool of simulated disks, and how to use it.
+struct Bench {
+    rig: Rig,
+    disks: Vec<SimDisk>,
+    pool: Pool,
+}
+
+impl Bench {
+    fn new(block_bytes: u32, disks: u64, mib: u64, seed: u64) -> Self {
+        let rig = Rig::new();
+        let disk = |i| rig.disk(&format!("d{i}"), block_bytes, mib / disks, true, seed * 16 + i);
+        let disks: Vec<SimDisk> = (0..disks).map(disk).collect();
+        let spec = CreatePool { name: "tpool".to_owned(), uuid: None, force: false };
+        let pool = rig.run(Pool::create(rig.home(), powered(&disks), spec)).unwrap();
+        Self { rig, disks, pool }
+    }
+
+    fn info(&self) -> PoolInfo {
+        self.rig.run(self.pool.info()).unwrap()
+    }
+
+    /// Blocks that volumes can hold.
+    fn capacity(&self) -> u64 {
+        self.info().capacity_bytes / BLOCK
+    }
+
+    fn try_volume(&self, name: &str, blocks: u64, thin: bool) -> Result<Arc<Volume>, LvsError> {
+        let (name, size_bytes) = (name.to_owned(), blocks * BLOCK);
+        let spec = CreateVolume { name, uuid: None, size_bytes, thin, entity_id: None };
+        self.rig.run(self.pool.create_volume(spec))
+    }
+
+    fn volume(&self, name: &str, blocks: u64, thin: bool) -> Model {
+        let volume = self.try_volume(name, blocks, thin).unwrap();
+        Model { uuid: volume.uuid(), d: self.open(volume), holds: vec![0; blocks as usize] }
+    }
+
+    fn open(&self, volume: Arc<Volume>) -> Descriptor {
+        let device: Arc<dyn BlockDevice> = volume;
+        self.rig.run(Descriptor::open(device)).unwrap()
+    }
+
+    fn snapshot(&self, of: &Model, n: u128) -> Result<(), LvsError> {
+        let spec = CreateSnapshot {
+            name: format!("s{n}"),
+            uuid: Uuid::from_u128(n),
+            txn_id: String::new(),
+            entity_id: String::new(),
+            created: std::time::SystemTime::UNIX_EPOCH,
+        };
+        self.rig.run(self.pool.create_snapshot(of.uuid, spec)).map(drop)
+    }
+
+    fn checkpoint(&self) {
+        self.rig.run(self.pool.checkpoint()).unwrap();
+    }
+
+    /// Writes single blocks, all at the same time. Which of them were refused for want of space; nothing else may happen.
+    fn write_all(&self, to: &mut Model, blocks: &[u64], stamp: u64) -> Vec<u64> {
+        let write = |&block: &u64| {
+            let mut buf = self.rig.core().pools().unwrap().alloc(BLOCK as u32).unwrap();
+            buf[..BLOCK as usize].chunks_exact_mut(8).for_each(|c| c.copy_from_slice(&stamp.to_le_bytes()));
+            let d = to.d.clone();
+            Box::pin(async move { d.write_at(block * BLOCK, BLOCK as u32, buf).await.0 })
+        };
+        let results = self.together(blocks.iter().map(write).collect());
+        let mut refused = Vec::new();
+        for (&block, result) in blocks.iter().zip(results) {
+            match result {
+                Ok(()) => to.holds[block as usize] = stamp,
+                Err(IoError::Status(IoStatus::CAPACITY_EXCEEDED)) => refused.push(block),
+                Err(error) => panic!("block {block}: {error}"),
+            }
+        }
+        refused
+    }
+
+    /// The same, and none is refused.
+    fn write(&self, to: &mut Model, blocks: &[u64], stamp: u64) {
+        assert_eq!(self.write_all(to, blocks, stamp), Vec::<u64>::new(), "{:?}", self.info());
+    }
+
+    fn together<T>(&self, mut futures: Vec<Pin<Box<impl Future<Output = T>>>>) -> Vec<T> {
+        let mut done: Vec<Option<T>> = futures.iter().map(|_| None).collect();
+        self.rig.run(poll_fn(|cx| {
+            for (future, result) in futures.iter_mut().zip(&mut done).filter(|(_, result)| result.is_none()) {
+                if let Poll::Ready(value) = future.as_mut().poll(cx) {
+                    *result = Some(value);
+                }
+            }
+            if done.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
+        }));
+        done.into_iter().flatten().collect()
+    }
+
+    fn unmap(&self, of: &mut Model, first: u64, count: u64) {
+        let range = ByteRange { offset_bytes: first * BLOCK, len_bytes: count * BLOCK };
+        self.rig.run(of.d.unmap(&[range])).unwrap();
+        of.holds[first as usize..(first + count) as usize].fill(0);
+    }
+
+    /// All that a volume holds is what it has to hold.
+    fn check(&self, of: &Model, what: &str) {
+        const STEP: usize = 32;
+        for (i, want) in of.holds.chunks(STEP).enumerate() {
+            let len = (want.len() as u64 * BLOCK) as u32;
+            let buf = self.rig.core().pools().unwrap().alloc(len).unwrap();
+            let (result, buf) = self.rig.run(of.d.read_at((i * STEP) as u64 * BLOCK, len, buf));
+            result.unwrap();
+            for (j, (bytes, stamp)) in buf[..len as usize].chunks_exact(BLOCK as usize).zip(want).enumerate()
+            {
+                assert!(
+                    bytes.chunks_exact(8).all(|c| c == stamp.to_le_bytes()),
+                    "{what}: block {}",
+                    i * STEP + j
+                );
+            }
+        }
+    }
+
+    fn remove(&self, volume: Model) {
+        self.rig.run(volume.d.close());
+        self.rig.run(self.pool.destroy_volume(volume.uuid)).unwrap();
+    }
+
+    /// Power off, checker, import, and everything is there.
+    fn crash(&mut self, volumes: &mut [&mut Model], what: &str) {
+        volumes.iter().for_each(|v| self.rig.run(v.d.flush()).unwrap());
+        self.disks.iter().for_each(SimDisk::cut_power);
+        let _ = self.rig.run(self.pool.export());
+        let report = self.rig.run(lvs::check(self.rig.home(), powered(&self.disks), true)).unwrap();
+        assert_eq!(report.findings, Vec::<String>::new(), "{what}");
+        let devices = powered(&self.disks);
+        self.pool = self.rig.run(Pool::import(self.rig.home(), devices, ImportPool::default())).unwrap();
+        for v in volumes {
+            v.d = self.open(self.pool.volume(v.uuid).unwrap());
+            self.check(v, what);
+        }
+    }
+
+    /// The pool is closed, and the checker finds nothing.
+    fn end(self) {
+        assert_eq!(self.info().fault, None);
+        self.rig.run(self.pool.export()).unwrap();
+        let report = self.rig.run(lvs::check(self.rig.home(), powered(&self.disks), true)).unwrap();
+        assert_eq!(report.findings, Vec::<String>::new());
+    }
+}
+
+fn powered(disks: &[SimDisk]) -> Vec<Arc<dyn BlockDevice>> {
+    disks.iter().map(|d| on(d)).collect()
+}
+
+/// A volume, and what it has to hold.
+struct Model {
+    uuid: Uuid,
+    d: Descriptor,
+    holds: Vec<u64>,
+}
+
+impl Model {
+    fn blocks(&self) -> u64 {
+        self.holds.len() as u64
+    }
+}
+
+/// `count` different blocks below `below`, at random.
+fn some(rng: &mut Rng, count: usize, below: u64) -> Vec<u64> {
+    let mut blocks = std::collections::BTreeSet::new();
+    while blocks.len() < count {
+        blocks.insert(rng.below(below));
+    }
+    blocks.into_iter().collect()
+}
+
+/// Fills `to` from its first hole on until the pool is full. How many blocks it took.
+fn fill(bench: &Bench, to: &mut Model, stamp: u64) -> u64 {
+    let empty: Vec<u64> = (0..to.blocks()).filter(|&b| to.holds[b as usize] == 0).collect();
+    let mut taken = 0;
+    for blocks in empty.chunks(32) {
+        let refused = bench.write_all(to, blocks, stamp).len();
+        taken += (blocks.len() - refused) as u64;
+        if refused > 0 {
+            break;
+        }
+    }
+    taken
+}
+
+#[test]
+fn h18_a_full_pool_of_thin_volumes_reads_overwrites_unmaps_and_deletes_and_gets_its_space_back() {
+    for (block_bytes, disks) in [(4096, 1), (512, 2)] {
+        let mut bench = Bench::new(block_bytes, disks, 48, 3);
+        let mut rng = Rng::new(u64::from(block_bytes));
+        let capacity = bench.capacity();
+        let mut a = bench.volume("a", capacity, true);
+        let mut b = bench.volume("b", capacity / 2, true);
+        let first = fill(&bench, &mut b, 1) + fill(&bench, &mut a, 2);
+        let info = bench.info();
+        assert_eq!(
+            (first, info.used_bytes),
+            (capacity, info.capacity_bytes),
+            "every block that was promised"
+        );
+        // Full. What is there can be read and overwritten.
+        let have = first - b.blocks();
+        for stamp in 10..40 {
+            bench.write(&mut a, &some(&mut rng, 32, have), stamp);
+        }
+        assert_eq!(bench.write_all(&mut a, &[have], 3), [have], "one more has no space");
+        bench.check(&a, "full");
+        bench.check(&b, "full");
+        // A snapshot keeps what is there, so overwriting needs space again; without it, it does not.
+        bench.snapshot(&a, 1).unwrap();
+        assert_eq!(bench.write_all(&mut a, &[5], 50), [5]);
+        bench.rig.run(bench.pool.destroy_snapshot(Uuid::from_u128(1))).unwrap();
+        bench.write(&mut a, &[5], 51);
+        // What is unmapped can be written elsewhere.
+        bench.unmap(&mut a, 100, 200);
+        let again: Vec<u64> = (have..have + 200).collect();
+        again.chunks(32).for_each(|blocks| bench.write(&mut a, blocks, 52));
+        assert_eq!(bench.write_all(&mut a, &[have + 200], 3), [have + 200]);
+        // A volume goes, and its space comes back.
+        let gone = b.blocks();
+        bench.remove(b);
+        assert_eq!(fill(&bench, &mut a, 53), gone, "of which {:?}", bench.info());
+        bench.check(&a, "full again");
+        bench.crash(&mut [&mut a], "full");
+        bench.write(&mut a, &some(&mut rng, 32, have), 60);
+        bench.remove(a);
+        (0..6).for_each(|_| bench.checkpoint());
+        assert_eq!(bench.info().used_bytes, 0);
+        bench.end();
+    }
+}
+
+#[test]
+fn h18_a_thick_volume_never_lacks_space() {
+    let bench = Bench::new(4096, 1, 48, 5);
+    let mut rng = Rng::new(5);
+    let capacity = bench.capacity();
+    let mut thick = bench.volume("thick", capacity * 2 / 5, false);
+    let mut thin = bench.volume("thin", capacity, true);
+    let took = fill(&bench, &mut thin, 1);
+    assert_eq!(took, capacity - thick.blocks());
+    assert!(matches!(bench.try_volume("more", 100, false), Err(LvsError::NoSpace { .. })));
+    let write_thick = |thick: &mut Model, stamp| {
+        let all: Vec<u64> = (0..thick.blocks()).collect();
+        all.chunks(32).for_each(|blocks| bench.write(thick, blocks, stamp));
+    };
+    write_thick(&mut thick, 2);
+    for stamp in 10..40 {
+        // Both at work, and a neighbour that never gives up.
+        bench.write(&mut thick, &some(&mut rng, 32, capacity * 2 / 5), stamp);
+        bench.write(&mut thin, &some(&mut rng, 8, took), stamp);
+        assert_eq!(bench.write_all(&mut thin, &[took], stamp), [took]);
+    }
+    // A snapshot of it would need its size once more.
+    assert!(matches!(bench.snapshot(&thick, 1), Err(LvsError::NoSpace { .. })));
+    bench.snapshot(&thin, 2).unwrap();
+    write_thick(&mut thick, 50);
+    bench.rig.run(bench.pool.destroy_snapshot(Uuid::from_u128(2))).unwrap();
+    bench.unmap(&mut thin, 0, took);
+    bench.checkpoint();
+    bench.snapshot(&thick, 1).unwrap();
+    assert!(fill(&bench, &mut thin, 60) > 0, "what neither needs");
+    write_thick(&mut thick, 61);
+    // Its snapshot goes: until what both have was counted once, nobody else gets it.
+    bench.rig.run(bench.pool.destroy_snapshot(Uuid::from_u128(1))).unwrap();
+    fill(&bench, &mut thin, 62);
+    write_thick(&mut thick, 63);
+    bench.check(&thick, "thick");
+    bench.check(&thin, "thin");
+    bench.remove(thin);
+    bench.remove(thick);
+    bench.end();
+}
+
+/// What was written between two looks, for each byte of volumes.
+fn amplification(before: Written, after: Written) -> f64 {
+    let between = Written {
+        data_bytes: after.data_bytes - before.data_bytes,
+        header_bytes: after.header_bytes - before.header_bytes,
+        moved_bytes: after.moved_bytes - before.moved_bytes,
+        page_bytes: after.page_bytes - before.page_bytes,
+    };
+    between.amplification().unwrap()
+}
+
+/// The formula of `FORMAT.md` section 11 for uniform overwrites of `live` blocks in a pool of `blocks`, `n` to a record.
+fn stated(live: f64, blocks: f64, n: f64, updates: f64) -> f64 {
+    let fill = live / blocks;
+    // What a victim has left: mean fill is (1 - f) / -ln f.
+    let (mut low, mut high) = (0.0_f64, 0.999_f64);
+    for _ in 0..60 {
+        let f = (low + high) / 2.0;
+        let mean = (1.0 - f) / -f.ln();
+        if mean < fill { low = f } else { high = f }
+    }
+    let f = low;
+    let leaves = live / 110.0;
+    let hit = leaves * (1.0 - (-updates / leaves).exp());
+    let moved = if n < 1.0 / (1.0 - f) { 1.0 / (1.0 - f) } else { f / (1.0 - f) };
+    1.0 + 1.0 / n + moved + (1.0 + moved) * 1.1 * hit / updates
+}
+
+/// Overwrites at random at 90 % of the capacity. The amplification after the pool is in its steady state.
+fn steady(mib: u64, depth: usize, times: u64, crashes: u64) -> (f64, Written) {
+    let mut bench = Bench::new(4096, 1, mib, 7);
+    let mut rng = Rng::new(depth as u64);
+    let blocks = bench.capacity() * 9 / 10;
+    let mut volume = bench.volume("v", blocks, true);
+    let all: Vec<u64> = (0..blocks).collect();
+    all.chunks(32).for_each(|blocks| bench.write(&mut volume, blocks, 1));
+    let mut overwrite = |bench: &Bench, volume: &mut Model, times: u64| {
+        for round in 0..times * blocks / depth as u64 {
+            bench.write(volume, &some(&mut rng, depth, blocks), round);
+        }
+    };
+    overwrite(&bench, &mut volume, 1);
+    for crash in 0..crashes {
+        overwrite(&bench, &mut volume, 1);
+        bench.crash(&mut [&mut volume], &format!("crash {crash}"));
+    }
+    let before = bench.info().written;
+    overwrite(&bench, &mut volume, times);
+    let after = bench.info().written;
+    let measured = amplification(before, after);
+    bench.check(&volume, "after");
+    bench.end();
+    (measured, after)
+}
+
+#[test]
+fn h20_random_overwrites_at_90_percent_write_at_most_6_times_what_they_are() {
+    for depth in [32, 1] {
+        let (measured, written) = steady(64, depth, 2, 1);
+        println!("64 MiB, {depth} at a time: {measured:.2}, {written:?}");
+        assert!(measured <= 6.0, "{depth} at a time: {measured:.2}, {written:?}");
+    }
+}
+
+#[test]
+#[ignore = "long: a soak test"]
+fn h20_amplification_stays_within_the_formula() {
+    for mib in [64, 256, 1024] {
+        for depth in [32, 1] {
+            let (measured, written) = steady(mib, depth, 5, 2);
+            let segments = (mib - 1) as f64 * if mib < 1024 { 1.0 } else { 0.25 };
+            let per = 256.0 * if mib < 1024 { 1.0 } else { 4.0 };
+            let live = (segments - 14.0) * 0.86 * 0.9 * per;
+            let free = 20.0 * per;
+            let formula = stated(live, segments * per - free, depth as f64, 8.0 * per);
+            println!("{mib} MiB, {depth} at a time: {measured:.2}, formula {formula:.2}, {written:?}");
+        }
+    }
+}
