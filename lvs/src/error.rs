@@ -109,14 +109,64 @@ pub enum LvsError {
         wanted: String,
     },
     /// Not all disks of the pool were given.
-    #[error("pool {pool} has {members} disks and {missing} of them are missing; give all of them")]
+    #[error(
+        "pool {pool} has {members} disks, and these are missing: {missing}; give all of them, or open it for reading only with --degraded"
+    )]
     DiskMissing {
         /// Which pool.
         pool: String,
         /// How many it has.
         members: usize,
-        /// How many are not there.
-        missing: usize,
+        /// Which are not there: index, uuid, and the name that each had last.
+        missing: String,
+    },
+    /// A disk that carries a label of the pool, and is none of its disks.
+    #[error("{disk} is not a disk of pool {pool} ({why}); leave it out")]
+    StaleDisk {
+        /// Which disk.
+        disk: String,
+        /// Of which pool it says to be.
+        pool: String,
+        /// What became of it.
+        why: &'static str,
+    },
+    /// The pool was opened with disks missing.
+    #[error("pool {pool} can only be read: {why}; import it again with all of its disks")]
+    ReadOnly {
+        /// Which pool.
+        pool: String,
+        /// Why.
+        why: String,
+    },
+    /// No such disk in the pool.
+    #[error("pool {pool} has no disk {disk}; its disks are: {disks}")]
+    NoSuchDisk {
+        /// Which pool.
+        pool: String,
+        /// As given.
+        disk: String,
+        /// What it has.
+        disks: String,
+    },
+    /// The disk does not suit the pool that is open.
+    #[error("{disk} cannot join pool {pool} while it is open: {why}")]
+    DiskUnfit {
+        /// Which disk.
+        disk: String,
+        /// Which pool.
+        pool: String,
+        /// In what it differs from the pool's other disks.
+        why: &'static str,
+    },
+    /// A disk cannot be taken out of the pool.
+    #[error("{disk} cannot be removed from pool {pool}: {why}")]
+    DiskStays {
+        /// Which disk.
+        disk: String,
+        /// Which pool.
+        pool: String,
+        /// Why.
+        why: String,
     },
     /// What is on the disks cannot be right.
     #[error(

@@ -22,6 +22,9 @@ pub struct ImportPool {
     pub name: Option<String>,
     /// Refuse a pool of another uuid.
     pub uuid: Option<Uuid>,
+    /// When disks are missing, open it for reading only: blocks on the missing disks cannot be read, and when the end of the
+    /// log is there, everything is as it was before that.
+    pub degraded: bool,
 }
 
 /// A pool's state in figures. Bytes, unless named otherwise.
@@ -35,6 +38,8 @@ pub struct PoolInfo {
     pub disks: Vec<String>,
     /// Why it takes no more writes; `None` = healthy.
     pub fault: Option<String>,
+    /// Why it was opened for reading only, with what that means; `None` = it was not.
+    pub read_only: Option<String>,
     /// What volumes can hold. What cleaning and metadata need is left out already.
     pub capacity_bytes: u64,
     /// Held by live blocks of volumes and snapshots, and by reservations of thick volumes.
@@ -74,6 +79,36 @@ impl Written {
         let all = self.data_bytes + self.header_bytes + self.moved_bytes + self.page_bytes;
         (self.data_bytes > 0).then(|| all as f64 / self.data_bytes as f64)
     }
+}
+
+/// What is done with a disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DiskState {
+    /// It is in use.
+    Active,
+    /// It is being emptied, to be removed.
+    Evacuating,
+    /// It is not there: what is on it cannot be read.
+    Missing,
+}
+
+/// A disk of a pool.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DiskInfo {
+    /// Its index in the pool; it never belongs to another disk.
+    pub index: u32,
+    /// Which disk, as its label says.
+    pub uuid: Uuid,
+    /// Name of the device.
+    pub name: String,
+    /// What is done with it.
+    pub state: DiskState,
+    /// What the pool uses of it.
+    pub size_bytes: u64,
+    /// Segments that hold something, in bytes.
+    pub used_bytes: u64,
+    /// Data and metadata that something refers to: what is left to move while it is being emptied.
+    pub live_bytes: u64,
 }
 
 /// How a volume is made.

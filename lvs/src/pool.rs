@@ -11,8 +11,8 @@ use uuid::Uuid;
 use crate::LvsError;
 use crate::format::catalog::{SnapshotObject, VolumeObject};
 use crate::info::{
-    CheckReport, CreatePool, CreateSnapshot, CreateVolume, ImportPool, IoStats, PoolInfo, SnapshotInfo,
-    VolumeInfo, VolumeProperties,
+    CheckReport, CreatePool, CreateSnapshot, CreateVolume, DiskInfo, ImportPool, IoStats, PoolInfo,
+    SnapshotInfo, VolumeInfo, VolumeProperties,
 };
 use crate::store::{Store, Target, open_stores};
 use crate::types::{LineId, Seq};
@@ -30,6 +30,7 @@ struct Shared {
     home: CoreHandle,
     incarnation: u128,
     volatile: bool,
+    read_only: bool,
     geometry: aio::Geometry,
     /// Devices of volumes, and of snapshots that were opened.
     volumes: Mutex<BTreeMap<Uuid, Arc<Volume>>>,
@@ -91,6 +92,7 @@ impl Pool {
             home,
             incarnation: inner.incarnation(),
             volatile: inner.any_volatile(),
+            read_only: inner.is_read_only(),
             geometry: inner.volume_geometry(),
             volumes: Mutex::default(),
             counters: Arc::default(),
@@ -142,6 +144,24 @@ impl Pool {
             Ok((before, after))
         })
         .await
+    }
+
+    /// Adds a disk. One that holds something is refused, unless forced. When this fails before the disk joined, the pool is
+    /// as it was; what is on the disk may be lost all the same.
+    pub async fn add_disk(&self, device: Arc<dyn BlockDevice>, force: bool) -> Result<(), LvsError> {
+        self.call(move |store| async move { store.add_disk(device, force).await }).await
+    }
+
+    /// Moves everything off a disk, named by its uuid or its device, and removes it from the pool, while volumes are in use.
+    /// Takes as long as that takes; [`disks`](Self::disks) says how far it is. When it fails, or the pool is closed, the
+    /// disk stays, marked as being emptied: calling this again goes on.
+    pub async fn remove_disk(&self, disk: String) -> Result<(), LvsError> {
+        self.call(move |store| async move { store.remove_disk(disk).await }).await
+    }
+
+    /// The disks, in the order of their index, with those that are missing.
+    pub async fn disks(&self) -> Result<Vec<DiskInfo>, LvsError> {
+        self.call(|store| async move { Ok(store.inner().disk_infos()) }).await
     }
 
     /// Makes everything that completed durable, and found again at once.
@@ -280,6 +300,7 @@ impl Pool {
             target: Target { line, view, block_bytes: self.0.geometry.block_bytes },
             geometry: self.0.geometry,
             volatile: self.0.volatile,
+            read_only: self.0.read_only,
             size_bytes,
             incarnation: self.0.incarnation,
             pool_counters: self.0.counters.clone(),

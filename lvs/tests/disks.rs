@@ -4,6 +4,7 @@
 
 mod rig;
 
+use std::future::Future;
 use std::sync::Arc;
 
 use aio::devices::sim::SimDisk;
@@ -215,4 +216,266 @@ fn a_damaged_leaf_concerns_its_own_blocks_only() {
     let w = open(&rig, &pool.volume(other.uuid()).unwrap());
     write(&rig, &w, 0, 77);
     assert_eq!(read(&rig, &w, 0), Some(77));
+}
+
+/// H10: without a disk there is no import for writing; for reading only, what is on the others is there, and the rest is an
+/// error.
+#[test]
+fn h10_a_missing_disk_is_named_and_a_degraded_import_reads_what_is_there() {
+    for clean in [true, false] {
+        let rig = Rig::new();
+        let disks = [rig.disk("a", 4096, 40, true, 1), rig.disk("b", 4096, 40, true, 2)];
+        let disks = [&disks[0], &disks[1]];
+        let (pool, volume) = filled(&rig, &disks);
+        let members = rig.run(pool.disks()).unwrap();
+        match clean {
+            true => rig.run(pool.export()).unwrap(),
+            false => crash(&rig, pool, &disks),
+        }
+        let mut readable = Vec::new();
+        for left in 0..2 {
+            let missing = &members[1 - left];
+            let error = import(&rig, &[disks[left]]).map(|_| ()).unwrap_err();
+            assert!(matches!(&error, LvsError::DiskMissing { members: 2, .. }), "{error}");
+            let text = error.to_string();
+            for part in [format!("disk {}", missing.index), missing.uuid.to_string(), missing.name.clone()] {
+                assert!(text.contains(&part), "{text}");
+            }
+            let spec = ImportPool { degraded: true, ..ImportPool::default() };
+            let pool = rig.run(Pool::import(rig.home(), powered(&[disks[left]]), spec)).unwrap();
+            let info = rig.run(pool.info()).unwrap();
+            assert!(info.read_only.is_some_and(|why| why.contains(&format!("disk {}", missing.index))));
+            let d = open(&rig, &pool.volume(volume.uuid()).unwrap());
+            let there: Vec<Option<u64>> = (0..BLOCKS).map(|block| read(&rig, &d, block * 2)).collect();
+            for (block, found) in (1..).zip(&there) {
+                assert!(found.is_none_or(|found| found == block), "block {block}: {found:?}");
+            }
+            let found = there.iter().enumerate().filter(|(_, found)| found.is_some());
+            readable.extend(found.map(|(block, _)| block));
+            assert!(!try_write(&rig, &d, 0, 5));
+            rig.run(d.flush()).unwrap();
+            rig.run(d.close());
+            let spec = CreateVolume {
+                name: "x".to_owned(),
+                uuid: None,
+                size_bytes: MIB,
+                thin: true,
+                entity_id: None,
+            };
+            assert!(matches!(rig.run(pool.create_volume(spec)), Err(LvsError::ReadOnly { .. })));
+            rig.run(pool.export()).unwrap();
+        }
+        // A block is read where its data and the leaf that leads there are.
+        let count = readable.len();
+        assert!(count > 100, "{count} of {BLOCKS}");
+        readable.sort_unstable();
+        readable.dedup();
+        assert_eq!(readable.len(), count, "read without either disk");
+        // Nothing was written: with both disks everything is there.
+        assert_filled(&rig, &import(&rig, &disks).unwrap(), &volume);
+    }
+}
+
+#[test]
+fn a_stale_disk_and_a_foreign_disk_are_refused_in_words() {
+    let rig = Rig::new();
+    let [a, b, c] = ["a", "b", "c"].map(|name| rig.disk(name, 4096, 40, true, 1));
+    let (pool, volume) = filled(&rig, &[&a, &b]);
+    rig.run(pool.export()).unwrap();
+    // An older copy of a disk.
+    let old = rig.disk("old", 4096, 40, true, 9);
+    copy(&rig, &b, &old);
+    let pool = import(&rig, &[&a, &b]).unwrap();
+    (0..3).for_each(|_| rig.run(pool.checkpoint()).unwrap());
+    rig.run(pool.export()).unwrap();
+    let refused = |disks: &[&SimDisk]| import(&rig, disks).map(|_| ()).unwrap_err().to_string();
+    assert!(refused(&[&a, &old]).contains("older copy"), "{}", refused(&[&a, &old]));
+    let twice = rig.disk("twice", 4096, 40, true, 9);
+    copy(&rig, &b, &twice);
+    assert!(refused(&[&a, &b, &twice]).contains("twice is not a disk of pool tpool (it is a copy"));
+    // One of another pool, one of none, and one that was removed.
+    let other = create(&rig, &[&c]);
+    rig.run(other.export()).unwrap();
+    assert!(refused(&[&a, &b, &c]).contains("c holds pool tpool"), "{}", refused(&[&a, &b, &c]));
+    let empty = rig.disk("empty", 4096, 40, true, 9);
+    assert!(refused(&[&a, &b, &empty]).contains("no pool on empty"));
+    let pool = import(&rig, &[&a, &b]).unwrap();
+    let before = rig.disk("before", 4096, 40, true, 9);
+    rig.run(pool.remove_disk("b".to_owned())).unwrap();
+    copy(&rig, &twice, &before);
+    rig.run(pool.export()).unwrap();
+    assert!(refused(&[&a, &before]).contains("it was removed"), "{}", refused(&[&a, &before]));
+    assert!(refused(&[&a, &b]).contains("no pool on b"), "{}", refused(&[&a, &b]));
+    assert_filled(&rig, &import(&rig, &[&a]).unwrap(), &volume);
+}
+
+/// Everything on a disk as it is.
+fn copy(rig: &Rig, from: &SimDisk, to: &SimDisk) {
+    let d = rig.run(Descriptor::open(on(to))).unwrap();
+    for block in 0..40 * 256 {
+        let bytes = from.block(Lba(block));
+        if bytes.iter().any(|&b| b != 0) {
+            let mut buf = rig.core().pools().unwrap().alloc(BLOCK as u32).unwrap();
+            buf[..BLOCK as usize].copy_from_slice(&bytes);
+            rig.run(d.write_at(block * BLOCK, BLOCK as u32, buf)).0.unwrap();
+        }
+    }
+    rig.run(d.flush()).unwrap();
+    rig.run(d.close());
+}
+
+#[test]
+fn disks_are_added_and_removed_while_volumes_are_in_use() {
+    let rig = Rig::new();
+    let [a, b, c] = [("a", 1), ("b", 2), ("c", 3)].map(|(name, seed)| rig.disk(name, 4096, 40, true, seed));
+    let (pool, volume) = filled(&rig, &[&a]);
+    let before = rig.run(pool.info()).unwrap();
+    rig.run(pool.add_disk(on(&b), false)).unwrap();
+    let third = on(&c);
+    rig.run(pool.add_disk(third.clone(), false)).unwrap();
+    let after = rig.run(pool.info()).unwrap();
+    assert!(after.capacity_bytes > 2 * before.capacity_bytes);
+    assert_eq!(after.disks, ["a", "b", "c"]);
+    let error = rig.run(pool.add_disk(third, false)).unwrap_err();
+    assert!(matches!(error, LvsError::DiskOfPool { .. }), "{error}");
+    // Writes go on while two of the three leave.
+    let d = open(&rig, &volume);
+    let mut rng = Rng::new(3);
+    let mut holds: Vec<u64> = (0..BLOCKS * 2).map(|b| if b % 2 == 0 { b / 2 + 1 } else { 0 }).collect();
+    for (disk, left) in [("a", ["b", "c"].as_slice()), ("b", &["c"])] {
+        let mut removal = Box::pin(pool.remove_disk(disk.to_owned()));
+        let mut stamp = 10_000;
+        loop {
+            if let Some(removed) = rig.run_for(3, removal.as_mut()) {
+                removed.unwrap();
+                break;
+            }
+            let block = rng.below(BLOCKS * 2);
+            stamp += 1;
+            write(&rig, &d, block, stamp);
+            holds[block as usize] = stamp;
+            let block = rng.below(BLOCKS * 2);
+            assert_eq!(read(&rig, &d, block), Some(holds[block as usize]));
+        }
+        assert_eq!(rig.run(pool.info()).unwrap().disks, left);
+        assert!(stamp > 10_010, "nothing was written meanwhile");
+    }
+    assert!(matches!(rig.run(pool.remove_disk("c".to_owned())), Err(LvsError::DiskStays { .. })));
+    assert!(matches!(rig.run(pool.remove_disk("b".to_owned())), Err(LvsError::NoSuchDisk { .. })));
+    (0..BLOCKS * 2).for_each(|block| assert_eq!(read(&rig, &d, block), Some(holds[block as usize])));
+    rig.run(d.close());
+    rig.run(pool.export()).unwrap();
+    assert_eq!(findings(&rig, &[&c]), Vec::<String>::new());
+    let pool = import(&rig, &[&c]).unwrap();
+    let d = open(&rig, &pool.volume(volume.uuid()).unwrap());
+    (0..BLOCKS * 2).for_each(|block| assert_eq!(read(&rig, &d, block), Some(holds[block as usize])));
+    // A disk that was removed can come back.
+    rig.run(pool.add_disk(on(&a), false)).unwrap();
+    let disks = rig.run(pool.disks()).unwrap();
+    assert_eq!(disks.iter().map(|d| d.index).collect::<Vec<_>>(), [2, 3]);
+}
+
+/// Runs `operation` on a filled pool on `disks`, and cuts the power at the `n`th write after it began. False when it ended before.
+fn cut_at_write<'a, F: Future<Output = Result<(), LvsError>> + 'a>(
+    rig: &Rig,
+    disks: &[&SimDisk],
+    pool: &Pool,
+    n: u64,
+    operation: F,
+) -> bool {
+    let writes = || disks.iter().map(|d| d.stats().writes).sum::<u64>();
+    let before = writes();
+    let mut operation = Box::pin(operation);
+    let mut ended = false;
+    while !ended && writes() < before + n {
+        ended =
+            rig.run_for(1, operation.as_mut()).inspect(|done| assert!(done.is_ok(), "{done:?}")).is_some();
+    }
+    disks.iter().for_each(|d| d.cut_power());
+    drop(operation);
+    let _ = rig.run(pool.export());
+    !ended
+}
+
+/// Every write of an addition: before it counts the pool is as it was, from then on the disk belongs to it.
+#[test]
+fn an_addition_is_safe_at_every_write() {
+    let (mut without, mut with) = (0, 0);
+    for n in 1.. {
+        let rig = Rig::new();
+        let (a, b) = (rig.disk("a", 4096, 40, true, n), rig.disk("b", 4096, 40, true, n + 1));
+        let (pool, volume) = filled(&rig, &[&a]);
+        let cut = cut_at_write(&rig, &[&a, &b], &pool, n, pool.add_disk(on(&b), false));
+        match import(&rig, &[&a]) {
+            Ok(pool) => {
+                without += 1;
+                assert_filled(&rig, &pool, &volume);
+                rig.run(pool.export()).unwrap();
+                let both = import(&rig, &[&a, &b]).map(|_| ()).unwrap_err();
+                assert!(matches!(both, LvsError::StaleDisk { .. } | LvsError::NoPool { .. }), "{both}");
+                let pool = import(&rig, &[&a]).unwrap();
+                // Again, without force: what was left of it is the pool's own.
+                rig.run(pool.add_disk(on(&b), false)).unwrap();
+                rig.run(pool.export()).unwrap();
+            }
+            Err(error) => {
+                with += 1;
+                assert!(matches!(error, LvsError::DiskMissing { missing: _, members: 2, .. }), "{error}");
+            }
+        }
+        assert_eq!(findings(&rig, &[&a, &b]), Vec::<String>::new(), "write {n}");
+        let pool = import(&rig, &[&a, &b]).unwrap();
+        assert_filled(&rig, &pool, &volume);
+        assert_eq!(rig.run(pool.disks()).unwrap().len(), 2);
+        if !cut {
+            break;
+        }
+    }
+    assert!(without > 5 && with > 0, "{without} {with}");
+}
+
+/// Every write of a removal, or as many as there is time for: it goes on after the next import.
+#[test]
+fn a_removal_is_safe_at_every_write() {
+    let step = std::env::var("KEELSON_LVS_STEP").ok().and_then(|s| s.parse().ok()).unwrap_or(5);
+    let (mut again, mut done) = (0, 0);
+    for n in (1..).step_by(step) {
+        let rig = Rig::new();
+        let (a, b) = (rig.disk("a", 4096, 40, true, n), rig.disk("b", 4096, 40, true, n + 1));
+        let (pool, volume) = filled(&rig, &[&a, &b]);
+        let leaving = if n % 2 == 0 { "a" } else { "b" };
+        let (gone, stays) = if n % 2 == 0 { (&a, &b) } else { (&b, &a) };
+        let cut = cut_at_write(&rig, &[&a, &b], &pool, n, pool.remove_disk(leaving.to_owned()));
+        match import(&rig, &[&a, &b]) {
+            Ok(pool) => {
+                again += 1;
+                assert_filled(&rig, &pool, &volume);
+                rig.run(pool.export()).unwrap();
+                assert_eq!(findings(&rig, &[&a, &b]), Vec::<String>::new(), "write {n}");
+                let pool = import(&rig, &[&a, &b]).unwrap();
+                rig.run(pool.remove_disk(leaving.to_owned())).unwrap();
+                rig.run(pool.export()).unwrap();
+            }
+            Err(error) => {
+                done += 1;
+                let known = matches!(error, LvsError::StaleDisk { .. } | LvsError::NoPool { .. });
+                // Its superblock area was being erased.
+                assert!(known || matches!(error, LvsError::Damaged { .. }), "{error}");
+            }
+        }
+        assert_eq!(findings(&rig, &[stays]), Vec::<String>::new(), "write {n}");
+        let pool = import(&rig, &[stays]).unwrap();
+        assert_filled(&rig, &pool, &volume);
+        // What left is as good as new.
+        rig.run(pool.add_disk(on(gone), !known_empty(gone))).unwrap();
+        if !cut {
+            break;
+        }
+    }
+    assert!(again > 5 && done > 0, "{again} {done}");
+}
+
+/// Both labels are gone.
+fn known_empty(disk: &SimDisk) -> bool {
+    [0, 8].iter().all(|&b| disk.block(Lba(b)).iter().all(|&byte| byte == 0))
 }

@@ -166,10 +166,12 @@ impl Engine {
         }
     }
 
-    /// Pools are spread over the cores.
+    /// Pools are spread over the cores: the one with the fewest. Of several the last, because the first has the remote
+    /// devices.
     fn home_of_next_pool(&self) -> CoreHandle {
-        let cores = self.cores();
-        cores[self.pools().list().len() % cores.len()].clone()
+        let pools = self.pools().list();
+        let of = |core: &&CoreHandle| pools.iter().filter(|e| e.pool.home().id() == core.id()).count();
+        self.cores().iter().rev().min_by_key(of).expect("invariant: an engine has a core").clone()
     }
 
     /// Opens all disks, or none.
@@ -399,7 +401,7 @@ async fn open_on(
 ) -> Result<lvs::Pool, LvsError> {
     let force = wish.how == How::Overwrite;
     if !force {
-        let spec = ImportPool { name: Some(wish.name.clone()), uuid: wish.uuid };
+        let spec = ImportPool { name: Some(wish.name.clone()), uuid: wish.uuid, degraded: false };
         match lvs::Pool::import(home.clone(), devices.to_vec(), spec).await {
             // Only a disk without any pool is written to.
             Err(LvsError::NoPool { .. }) if wish.how == How::ImportOrCreate => {}

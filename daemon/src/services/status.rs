@@ -83,8 +83,10 @@ fn store_code(op: PoolOp, error: &LvsError) -> Code {
         (PoolOp::ImportPool, L::Device { .. } | L::Io { .. }) => Code::InvalidArgument,
         (_, L::NoSpace { .. }) => Code::ResourceExhausted,
         (_, L::Exists { .. }) => Code::AlreadyExists,
-        (_, L::NotFound { .. }) => Code::NotFound,
-        (_, L::Closed { .. } | L::Faulted { .. }) => Code::FailedPrecondition,
+        (_, L::NotFound { .. } | L::NoSuchDisk { .. }) => Code::NotFound,
+        (_, L::Closed { .. } | L::Faulted { .. } | L::ReadOnly { .. } | L::DiskStays { .. }) => {
+            Code::FailedPrecondition
+        }
         (
             _,
             L::BadName { .. }
@@ -98,6 +100,8 @@ fn store_code(op: PoolOp, error: &LvsError) -> Code {
             | L::NoPool { .. }
             | L::OtherPool { .. }
             | L::DiskMissing { .. }
+            | L::StaleDisk { .. }
+            | L::DiskUnfit { .. }
             | L::Damaged { .. }
             | L::UnknownFeatures { .. },
         ) => Code::InvalidArgument,

@@ -320,6 +320,12 @@ impl Anchor {
         Ok(())
     }
 
+    /// True when records that have to be read again may stand on this device.
+    pub fn names_segments_of(&self, member: u8) -> bool {
+        let open = self.open.iter().map(|open| open.segment);
+        open.chain(self.next.iter().copied()).any(|segment| segment.member() == member)
+    }
+
     /// True for a segment of a device that is a member.
     pub fn has_segment(&self, segment: SegmentId) -> bool {
         self.members

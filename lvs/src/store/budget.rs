@@ -132,7 +132,7 @@ impl Inner {
 
     /// So many segments the cleaner wants free or named.
     fn target_segments(&self, reserve: u64) -> u64 {
-        let total = u64::from(self.space.total());
+        let total = u64::from(self.space.staying(None));
         let live = self.space.live().div_ceil(u64::from(self.space.segment_blocks()));
         // Garbage is what makes cleaning cheap: most of what is not needed is left to it.
         let spare = total.saturating_sub(live + PINNED_SEGMENTS + reserve);

@@ -17,6 +17,9 @@ pub(crate) const MAX_LINES: u32 = crate::format::lines::MAX_LINES as u32;
 /// The pool's property that says up to which record of the log its catalogue is.
 const APPLIED: &str = "applied";
 
+/// The pool's properties that say under which name each disk was seen last; its index follows.
+const DISK: &str = "disk";
+
 /// All objects of a pool.
 #[derive(Default, Debug)]
 pub(crate) struct Catalogue {
@@ -26,6 +29,8 @@ pub(crate) struct Catalogue {
     pub(crate) next_line: u32,
     /// The newest record of the log that is in it. What a checkpoint writes is often newer than its base.
     pub(crate) applied: Seq,
+    /// Names that the disks had when it was written last, by index.
+    pub(crate) disks: BTreeMap<usize, String>,
     /// Changed since it was written as a whole.
     pub(crate) dirty: bool,
 }
@@ -35,13 +40,22 @@ pub(crate) struct Catalogue {
 pub(crate) struct Contradiction(pub(crate) &'static str);
 
 impl Catalogue {
-    /// Applies a change that stands in record `seq`, to the lines as well. What it has applied already it leaves out:
+    /// Applies the changes that stand in record `seq`, to the lines as well. What it has applied already it leaves out:
     /// the objects that it was about may be gone again.
-    pub(crate) fn apply(&mut self, seq: Seq, change: Change, lines: &mut Lines) -> Result<(), Contradiction> {
+    pub(crate) fn apply(
+        &mut self,
+        seq: Seq,
+        changes: Vec<Change>,
+        lines: &mut Lines,
+    ) -> Result<(), Contradiction> {
         if seq <= self.applied {
             return Ok(());
         }
         (self.applied, self.dirty) = (seq, true);
+        changes.into_iter().try_for_each(|change| self.apply_one(change, lines))
+    }
+
+    fn apply_one(&mut self, change: Change, lines: &mut Lines) -> Result<(), Contradiction> {
         match change {
             Change::Put(object) => match *object {
                 Object::Volume(v) => self.put_volume(v, lines),
@@ -104,6 +118,7 @@ impl Catalogue {
             match object {
                 Object::Pool(p) => {
                     let applied = p.properties.get(APPLIED).map_or(Ok(0), |n| n.parse());
+                    self.disks = disks_in(&p.properties);
                     self.applied =
                         Seq(applied.map_err(|_| Contradiction("the pool has an impossible number"))?);
                 }
@@ -131,9 +146,15 @@ impl Catalogue {
         Ok(())
     }
 
-    /// All objects, for the blob of the pool with this name.
-    pub(crate) fn objects(&self, uuid: Uuid, name: &str) -> Vec<Object> {
-        let properties = BTreeMap::from([(APPLIED.to_owned(), self.applied.0.to_string())]);
+    /// All objects, for the blob of the pool with this name and with disks of these names, by index.
+    pub(crate) fn objects<'a>(
+        &self,
+        uuid: Uuid,
+        name: &str,
+        disks: impl Iterator<Item = (usize, &'a str)>,
+    ) -> Vec<Object> {
+        let mut properties = BTreeMap::from([(APPLIED.to_owned(), self.applied.0.to_string())]);
+        properties.extend(disks.map(|(index, disk)| (format!("{DISK}{index}"), disk.to_owned())));
         let pool = PoolObject { uuid, name: name.to_owned(), properties, unknown: BTreeMap::new() };
         let volumes = self.volumes.values().cloned().map(Object::Volume);
         let snapshots = self.snapshots.values().cloned().map(Object::Snapshot);
@@ -144,6 +165,12 @@ impl Catalogue {
     pub(crate) fn clones_of(&self, snapshot: Uuid) -> usize {
         self.volumes.values().filter(|v| v.clone_of.as_ref().is_some_and(|c| c.snapshot == snapshot)).count()
     }
+}
+
+/// Names of disks among the pool's properties.
+fn disks_in(properties: &BTreeMap<String, String>) -> BTreeMap<usize, String> {
+    let disk = |(key, name): (&String, &String)| Some((key.strip_prefix(DISK)?.parse().ok()?, name.clone()));
+    properties.iter().filter_map(disk).collect()
 }
 
 fn reserved_blocks(v: &VolumeObject) -> u64 {

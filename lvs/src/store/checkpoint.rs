@@ -8,6 +8,7 @@ use std::rc::Rc;
 use super::lines::Line;
 use super::log::{Marks, Stream};
 use super::pages::{PageReader, PageWriter};
+use super::superblock::anchor_members;
 use super::{DELTA_RANGES, DELTA_UPDATES, Inner, LOOK_AGAIN, Store};
 use crate::LvsError;
 use crate::format::anchor::{Anchor, OpenSegment};
@@ -291,7 +292,7 @@ impl Store {
             let catalogue = inner
                 .catalogue
                 .dirty
-                .then(|| catalog::encode(&inner.catalogue.objects(inner.uuid, &inner.name)))
+                .then(|| catalog::encode(&inner.catalogue_objects()))
                 .transpose()
                 .map_err(wrong)?;
             let lines = inner.line_table().encode().map_err(wrong)?;
@@ -314,13 +315,8 @@ impl Store {
         }
         let table = {
             let inner = self.inner();
-            // What devices became larger by, together with the table that has those segments.
-            for (index, (member, device)) in anchor.members.iter_mut().zip(&inner.members).enumerate() {
-                let segments = inner.space.member(index as u8).len() as u32;
-                if segments != member.segments {
-                    (member.segments, member.size_blocks) = (segments, device.len_blocks());
-                }
-            }
+            // Together with the table that has their segments.
+            anchor.members = anchor_members(&inner.members, &inner.space, &inner.anchor.members);
             inner.space.encode().map_err(|source| LvsError::Encode { source })?
         };
         anchor.segments = writer.blob(BlobKind::Segments, &table).await?;
@@ -348,6 +344,9 @@ impl Store {
         for copy in 0..label::ANCHOR_BLOCKS.len() {
             let count = self.inner().members.len();
             for member in 0..count {
+                if self.inner().members.get(member).is_none_or(|m| m.absent) {
+                    continue;
+                }
                 let at = label::anchor_block(copy, anchor.checkpoint);
                 let pba = Pba::new(member as u8, at).unwrap_or(Pba::NONE);
                 let mut buf = self.buffer().await;

@@ -61,6 +61,15 @@ struct Content {
     pages: Vec<(PageTag, Pba)>,
 }
 
+/// How fast blocks are moved.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// At the cleaner's share of what volumes write.
+    OfVolumes,
+    /// As the caller does it.
+    OfCaller,
+}
+
 /// Segments stay as they are as long as it exists (H4).
 struct Hold<'a>(&'a Store, u8);
 
@@ -129,7 +138,7 @@ impl Store {
             let Some(victim) = victim else { break };
             cleaned = true;
             // What cannot be read stays where it is, and whoever reads it is told.
-            if let Ok(false) = self.clean_segment(victim).await {
+            if let Ok(false) = self.clean_segment(victim, Pace::OfVolumes).await {
                 self.inner().cleaning.retain(|&id| id != victim);
                 break;
             }
@@ -141,7 +150,7 @@ impl Store {
     }
 
     /// Moves what is live in a segment. False when there was no room for all of it.
-    async fn clean_segment(self: &Rc<Self>, id: SegmentId) -> Result<bool, LvsError> {
+    pub(super) async fn clean_segment(self: &Rc<Self>, id: SegmentId, pace: Pace) -> Result<bool, LvsError> {
         let (first, blocks) = {
             let inner = self.inner();
             (inner.space.first_block(id), inner.space.segment_blocks())
@@ -185,7 +194,9 @@ impl Store {
             if !self.relocate(id, &bytes, now).await? {
                 return Ok(false);
             }
-            self.pace(now.len() as u64).await;
+            if pace == Pace::OfVolumes {
+                self.pace(now.len() as u64).await;
+            }
             rest = later;
         }
         Ok(true)
@@ -392,7 +403,7 @@ impl Inner {
     }
 
     /// Is there room for the live blocks of a segment, and for the checkpoint after that?
-    fn fits(&self, id: SegmentId, live: u32) -> bool {
+    pub(super) fn fits(&self, id: SegmentId, live: u32) -> bool {
         let available = u64::from(self.space.available());
         let checkpoint = self.checkpoint_segments(u64::from(live));
         if self.space.get(id).is_some_and(|s| s.state == State::Pages) {

@@ -9,6 +9,7 @@ use aio::DmaBuf;
 use uuid::Uuid;
 
 use super::budget::KEEP_FROM_CATALOGUE;
+use super::lines::Line;
 use super::log::Flow;
 use super::{Inner, Store};
 use crate::LvsError;
@@ -17,6 +18,8 @@ use crate::format::record::{CatalogueHeader, Stamp};
 use crate::info::{CreateSnapshot, CreateVolume, VolumeProperties};
 use crate::types::{BLOCK_BYTES, LineId, MAX_NAME_BYTES, MAX_VOLUME_BYTES, Pba, Seq};
 
+/// Discarded snapshots that go with what kept them: their removals fit a record.
+const MOST_ORPHANS: usize = 2000;
 /// How often a change looks for room in the log, and how long it waits in between when the cleaner has to make some.
 const ROOM_TRIES: u32 = 10_000;
 const ROOM_WAIT: Duration = Duration::from_millis(1);
@@ -81,19 +84,14 @@ impl Store {
     /// Removes a volume. Its snapshots stay. When it was the last clone of a discarded snapshot, that goes, too.
     pub(crate) async fn destroy_volume(self: &Rc<Self>, uuid: Uuid) -> Result<(), LvsError> {
         let _pass = self.changes.enter().await;
-        let line = self.inner().volume(uuid)?.line;
-        self.change(Change::Remove(uuid)).await?;
-        self.drop_orphans(line).await
-    }
-
-    /// When nothing reads `line` any more, the discarded snapshot that it was cloned from goes, and so on upwards.
-    async fn drop_orphans(self: &Rc<Self>, mut line: LineId) -> Result<(), LvsError> {
-        loop {
-            let orphan = self.inner().orphan_of(line);
-            let Some((snapshot, parent)) = orphan else { return Ok(()) };
-            self.change(Change::Remove(snapshot)).await?;
-            line = parent;
-        }
+        let changes = {
+            let inner = self.inner();
+            let line = inner.volume(uuid)?.line;
+            let orphans =
+                inner.lines.get(line).filter(|l| l.snapshots.is_empty()).map(|_| inner.orphans_of(line));
+            removals(uuid, orphans.unwrap_or_default())
+        };
+        self.change_all(changes).await
     }
 
     /// Changes the size, up or down.
@@ -174,13 +172,13 @@ impl Store {
                 unknown: BTreeMap::new(),
             }
         };
-        let change = Change::Put(Box::new(Object::Snapshot(object.clone())));
+        let put = |object: &SnapshotObject| vec![Change::Put(Box::new(Object::Snapshot(object.clone())))];
         let line = object.line;
-        let placed = match self.place(&change, |inner| inner.may_snapshot(line)).await {
+        let placed = match self.place(&put(&object), |inner| inner.may_snapshot(line)).await {
             Err(LvsError::NoSpace { .. }) => {
                 // What was written since the last merge counts twice until the next one.
                 self.checkpoint(false).await?;
-                self.place(&change, |inner| inner.may_snapshot(line)).await?
+                self.place(&put(&object), |inner| inner.may_snapshot(line)).await?
             }
             placed => placed?,
         };
@@ -195,16 +193,16 @@ impl Store {
         mut placed: Placed,
         object: SnapshotObject,
     ) -> Result<SnapshotObject, LvsError> {
-        let change = Change::Put(Box::new(Object::Snapshot(object.clone())));
+        let changes = vec![Change::Put(Box::new(Object::Snapshot(object.clone())))];
+        placed.header = CatalogueHeader::begin();
+        fill(&mut placed, &changes)?;
         {
             let mut inner = self.inner();
             let uncounted = inner.second_copies(object.line).1;
-            inner.apply_change(placed.seq, change.clone())?;
+            inner.apply_changes(placed.seq, changes)?;
             // What is not counted yet becomes the snapshot's, and what the volume reserves does not cover it any more.
             inner.thin_pending.set(inner.thin_pending.get() + uncounted);
         }
-        placed.header = CatalogueHeader::begin();
-        fill(&mut placed, &change)?;
         while self.inner().log.completed() < Seq(placed.seq.0 - 1) {
             self.inner().check_fault()?;
             self.core.sleep(super::LOOK_AGAIN).await;
@@ -217,35 +215,40 @@ impl Store {
     /// Removes a snapshot; one with clones is only marked, and goes with the last of them.
     pub(crate) async fn destroy_snapshot(self: &Rc<Self>, uuid: Uuid) -> Result<(), LvsError> {
         let _pass = self.changes.enter().await;
-        let (change, line) = {
+        let changes = {
             let inner = self.inner();
             let mut snapshot = inner.snapshot(uuid)?.clone();
-            let line = snapshot.line;
-            if inner.lines.is_cloned_at(line, snapshot.epoch) {
+            if inner.lines.is_cloned_at(snapshot.line, snapshot.epoch) {
                 snapshot.discarded = true;
-                (Change::Put(Box::new(Object::Snapshot(snapshot))), line)
+                vec![Change::Put(Box::new(Object::Snapshot(snapshot)))]
             } else {
-                (Change::Remove(uuid), line)
+                let last = |l: &&Line| !l.head && l.snapshots == [snapshot.epoch];
+                let orphans = inner.lines.get(snapshot.line).filter(last).map(|l| inner.orphans_of(l.id));
+                removals(uuid, orphans.unwrap_or_default())
             }
         };
-        self.change(change).await?;
-        self.drop_orphans(line).await
+        self.change_all(changes).await
     }
 
     /// Makes a change durable, and then real.
     async fn change(self: &Rc<Self>, change: Change) -> Result<(), LvsError> {
-        let placed = self.place(&change, |_| Ok(())).await?;
-        let made = self.change_placed(placed, change).await;
+        self.change_all(vec![change]).await
+    }
+
+    /// Makes changes durable, all or none, and then real.
+    async fn change_all(self: &Rc<Self>, changes: Vec<Change>) -> Result<(), LvsError> {
+        let placed = self.place(&changes, |_| Ok(())).await?;
+        let made = self.change_placed(placed, changes).await;
         made.map_err(|e| self.lose_record(e))
     }
 
-    async fn change_placed(&self, mut placed: Placed, change: Change) -> Result<(), LvsError> {
-        fill(&mut placed, &change)?;
+    async fn change_placed(&self, mut placed: Placed, changes: Vec<Change>) -> Result<(), LvsError> {
+        fill(&mut placed, &changes)?;
         // What it depends on: an object that an earlier record made.
         self.flush_all().await?;
         let seq = placed.seq;
         self.write_placed(placed).await?;
-        self.inner().apply_change(seq, change)
+        self.inner().apply_changes(seq, changes)
     }
 
     /// A record that has a number is not written: no checkpoint could ever be complete.
@@ -254,7 +257,7 @@ impl Store {
         error
     }
 
-    /// The same; until it is real, nobody else gets the `blocks` that it will reserve.
+    /// As [`change`](Self::change); until it is real, nobody else gets the `blocks` that it will reserve.
     async fn change_promised(self: &Rc<Self>, blocks: u64, change: Change) -> Result<(), LvsError> {
         self.inner().budget.promised += blocks;
         let made = self.change(change).await;
@@ -262,17 +265,17 @@ impl Store {
         made
     }
 
-    /// Takes a number and a place for a record that will hold `change`, or one of the same length.
+    /// Takes a number and a place for a record that will hold `changes`, or such of the same length.
     /// `allowed` is asked last, in the moment in which that happens.
     async fn place(
         self: &Rc<Self>,
-        change: &Change,
+        changes: &[Change],
         allowed: impl Fn(&Inner) -> Result<(), LvsError>,
     ) -> Result<Placed, LvsError> {
         let buf = self.buffer().await;
         let mut placed =
             Placed { seq: Seq::ZERO, pba: Pba::NONE, blocks: 0, buf, header: CatalogueHeader::begin() };
-        fill(&mut placed, change)?;
+        fill(&mut placed, changes)?;
         // A number that is filled in later may take a digit more.
         let blocks = placed.header.header_blocks() as u32 + 1;
         for _ in 0..ROOM_TRIES {
@@ -326,11 +329,18 @@ impl Store {
     }
 }
 
-fn fill(placed: &mut Placed, change: &Change) -> Result<(), LvsError> {
-    let bytes = change.encode().map_err(|source| LvsError::Encode { source })?;
-    let pushed = placed.header.push(&mut placed.buf, &bytes);
-    debug_assert!(pushed.is_ok(), "an encoded change fits a record");
+fn fill(placed: &mut Placed, changes: &[Change]) -> Result<(), LvsError> {
+    for change in changes {
+        let bytes = change.encode().map_err(|source| LvsError::Encode { source })?;
+        let pushed = placed.header.push(&mut placed.buf, &bytes);
+        debug_assert!(pushed.is_ok(), "an encoded change, and some removals, fit a record");
+    }
     Ok(())
+}
+
+/// An object goes, and with it the snapshots that only it kept.
+fn removals(uuid: Uuid, orphans: Vec<Uuid>) -> Vec<Change> {
+    [uuid].into_iter().chain(orphans).map(Change::Remove).collect()
 }
 
 /// True names: of pools, volumes, snapshots.
@@ -379,12 +389,29 @@ impl Inner {
         }
     }
 
-    /// The discarded snapshot that only the dead line `line` was cloned from, and whose line it is.
-    fn orphan_of(&self, line: LineId) -> Option<(Uuid, LineId)> {
-        let (parent, epoch) = self.lines.get(line).filter(|l| l.is_dead())?.parent?;
-        let mut snapshots = self.catalogue.snapshots.values();
-        let source = snapshots.find(|s| s.line == parent && s.epoch == epoch && s.discarded)?;
-        (!self.lines.is_cloned_at(parent, epoch)).then_some((source.uuid, parent))
+    /// The discarded snapshots that go when nothing reads `line` any more: the one that it was cloned from, when nobody else
+    /// was, and so on upwards. They go in one record with what kept them, so that no crash leaves them behind; so many that
+    /// they fit into it.
+    fn orphans_of(&self, line: LineId) -> Vec<Uuid> {
+        let mut orphans = Vec::new();
+        let mut dying = line;
+        while orphans.len() < MOST_ORPHANS
+            && let Some((parent, epoch)) = self.lines.get(dying).and_then(|l| l.parent)
+        {
+            let reads = |l: &Line| l.id != dying && l.parent == Some((parent, epoch)) && !l.is_dead();
+            if self.lines.iter().any(reads) {
+                break;
+            }
+            let mut snapshots = self.catalogue.snapshots.values();
+            let source = snapshots.find(|s| s.line == parent && s.epoch == epoch && s.discarded);
+            let Some(source) = source else { break };
+            orphans.push(source.uuid);
+            if !self.lines.get(parent).is_some_and(|l| !l.head && l.snapshots == [epoch]) {
+                break;
+            }
+            dying = parent;
+        }
+        orphans
     }
 
     pub(crate) fn volume(&self, uuid: Uuid) -> Result<&VolumeObject, LvsError> {

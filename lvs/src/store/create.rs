@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use aio::memory::DmaPool;
-use aio::{BlockDevice, Capabilities, Core, Descriptor};
+use aio::{BlockDevice, Core};
 use uuid::Uuid;
 
 use super::catalogue::Catalogue;
@@ -38,6 +38,16 @@ const EDGE_BUFFERS: u32 = 512;
 /// Buffers of slow work.
 const SLOW_BUFFERS: u32 = 6;
 
+/// A pool's disks have all the same block size, of those that it can have.
+pub(super) fn check_block_size(device: &dyn BlockDevice, wanted: u32) -> Result<(), LvsError> {
+    let geometry = device.geometry();
+    let block_bytes = geometry.block_bytes;
+    if !matches!(block_bytes, 512 | 4096) || geometry.meta_bytes != 0 || block_bytes != wanted {
+        return Err(LvsError::DiskBlockSize { disk: device.name().to_owned(), block_bytes });
+    }
+    Ok(())
+}
+
 /// Devices of a pool, opened.
 pub(super) async fn open_members(
     pool: &str,
@@ -48,31 +58,26 @@ pub(super) async fn open_members(
     }
     let first = devices[0].geometry().block_bytes;
     let mut members = Vec::with_capacity(devices.len());
+    for device in &devices {
+        check_block_size(device.as_ref(), first)?;
+    }
     for device in devices {
-        let geometry = device.geometry();
-        let block_bytes = geometry.block_bytes;
-        if !matches!(block_bytes, 512 | 4096) || geometry.meta_bytes != 0 || block_bytes != first {
-            return Err(LvsError::DiskBlockSize { disk: device.name().to_owned(), block_bytes });
+        match Member::open(pool, device).await {
+            Ok(member) => members.push(member),
+            Err(error) => {
+                close_members(members).await;
+                return Err(error);
+            }
         }
-        let gone = |source| LvsError::Device { pool: pool.to_owned(), source };
-        let channel = device.open_channel().await.map_err(gone)?;
-        let descriptor = Descriptor::open(device.clone()).await.map_err(gone)?;
-        let capabilities = device.capabilities();
-        members.push(Member {
-            uuid: Uuid::nil(),
-            channel,
-            descriptor,
-            geometry,
-            volatile: capabilities.contains(Capabilities::VOLATILE_CACHE),
-            fua: capabilities.contains(Capabilities::FUA),
-            dirty: false,
-            flushing: 0,
-            kick: false,
-            waiting: VecDeque::new(),
-            device,
-        });
     }
     Ok(members)
+}
+
+/// Closes devices that no store has.
+pub(super) async fn close_members(members: Vec<Member>) {
+    for member in members {
+        member.close().await;
+    }
 }
 
 /// Everything of a store whose trees, segments and log are known.
@@ -131,6 +136,7 @@ pub(super) fn assemble(core: &Core, parts: Parts) -> Result<Rc<Store>, LvsError>
         noted: super::note::Noted::default(),
         now: core.now(),
         fault: None,
+        read_only: None,
         want_checkpoint: false,
         cleaning: Vec::new(),
         touched: Vec::new(),
@@ -154,6 +160,7 @@ pub(super) fn assemble(core: &Core, parts: Parts) -> Result<Rc<Store>, LvsError>
         feeding: Cell::new(false),
         noting: Cell::new(false),
         background: Cell::new(false),
+        evacuating: Cell::new(false),
         cleaning: Cell::new(false),
         closing: Cell::new(false),
         closed: Cell::new(false),
@@ -170,31 +177,42 @@ impl Store {
         spec: CreatePool,
     ) -> Result<Rc<Self>, LvsError> {
         check_name(&spec.name)?;
-        let mut members = open_members(&spec.name, devices).await?;
         let uuid = spec.uuid.unwrap_or_else(Uuid::new_v4);
         if open_stores::get(uuid).is_some() {
             return Err(LvsError::Exists { what: "pool", name: uuid.to_string(), pool: spec.name });
         }
-        for m in &members {
-            check_vacant(m, spec.force).await?;
-        }
-        let total: u64 = members.iter().map(Member::len_blocks).sum();
-        let segment_blocks = label::segment_blocks_for(total * u64::from(BLOCK_BYTES));
-        let mut space = Space::new(segment_blocks);
-        for m in &mut members {
-            let segments = label::segments_of(m.len_blocks(), segment_blocks);
-            if segments < LEAST_SEGMENTS {
-                let block = u64::from(BLOCK_BYTES);
-                return Err(LvsError::DiskTooSmall {
-                    disk: m.device.name().to_owned(),
-                    size_bytes: m.len_blocks() * block,
-                    needed_bytes: (label::FIRST_SEGMENT_BLOCK + u64::from(LEAST_SEGMENTS * segment_blocks))
-                        * block,
-                });
+        let mut members = open_members(&spec.name, devices).await?;
+        let space = match new_space(&mut members, spec.force).await {
+            Ok(space) => space,
+            Err(error) => {
+                close_members(members).await;
+                return Err(error);
             }
-            m.uuid = Uuid::new_v4();
-            space.add_member(vec![Segment::FREE; segments as usize]);
+        };
+        let store = Self::new_pool(core, members, space, spec.name, uuid)?;
+        // Anchors of an earlier pool go first, then the labels come, then the first checkpoint: a pool that is there
+        // has one.
+        let written = async {
+            store.erase_superblocks().await?;
+            store.write_labels().await?;
+            store.checkpoint(false).await
+        };
+        if let Err(error) = written.await {
+            store.close().await;
+            return Err(error);
         }
+        store.open_for_use();
+        Ok(store)
+    }
+
+    /// A store without content on devices that were looked at.
+    fn new_pool(
+        core: &Core,
+        members: Vec<Member>,
+        mut space: Space,
+        name: String,
+        uuid: Uuid,
+    ) -> Result<Rc<Self>, LvsError> {
         let opening = 1;
         let base = Seq::first_of(opening);
         let anchor = Anchor {
@@ -208,8 +226,8 @@ impl Store {
             salt: *Uuid::new_v4().as_bytes(),
             base,
             last: base,
-            segment_blocks,
-            members: anchor_members(&members, &space),
+            segment_blocks: space.segment_blocks(),
+            members: anchor_members(&members, &space, &[]),
             open: Vec::new(),
             next: Vec::new(),
             catalogue: BlobPtr::default(),
@@ -219,7 +237,7 @@ impl Store {
         };
         space.collect_free();
         let parts = Parts {
-            name: spec.name,
+            name,
             uuid,
             members,
             anchor,
@@ -229,13 +247,37 @@ impl Store {
             delta: Delta::with_capacity(DELTA_UPDATES, DELTA_RANGES),
             last: base,
         };
-        let store = assemble(core, parts)?;
-        // Anchors of an earlier pool go first, then the labels come, then the first checkpoint: a pool that is there
-        // has one.
-        store.erase_superblocks().await?;
-        store.write_labels().await?;
-        store.checkpoint(false).await?;
-        store.open_for_use();
-        Ok(store)
+        assemble(core, parts)
     }
+}
+
+/// Devices for a new pool get their identities and segments.
+async fn new_space(members: &mut [Member], force: bool) -> Result<Space, LvsError> {
+    for m in members.iter() {
+        check_vacant(m, force).await?;
+    }
+    let total: u64 = members.iter().map(Member::len_blocks).sum();
+    let segment_blocks = label::segment_blocks_for(total * u64::from(BLOCK_BYTES));
+    let mut space = Space::new(segment_blocks);
+    for m in members {
+        let segments = segments_for(m, segment_blocks)?;
+        m.uuid = Uuid::new_v4();
+        space.add_member(vec![Segment::FREE; segments as usize]);
+    }
+    Ok(space)
+}
+
+/// How many segments a device has; an error when they are too few.
+pub(super) fn segments_for(m: &Member, segment_blocks: u32) -> Result<u32, LvsError> {
+    let segments = label::segments_of(m.len_blocks(), segment_blocks);
+    if segments < LEAST_SEGMENTS {
+        let block = u64::from(BLOCK_BYTES);
+        let needed = label::FIRST_SEGMENT_BLOCK + u64::from(LEAST_SEGMENTS) * u64::from(segment_blocks);
+        return Err(LvsError::DiskTooSmall {
+            disk: m.device.name().to_owned(),
+            size_bytes: m.len_blocks() * block,
+            needed_bytes: needed * block,
+        });
+    }
+    Ok(segments)
 }

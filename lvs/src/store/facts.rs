@@ -10,8 +10,9 @@ use super::Inner;
 use super::log::Stream;
 use super::write::MAX_PAYLOAD_BLOCKS;
 use crate::LvsError;
-use crate::format::catalog::{Change, SnapshotObject, VolumeObject};
-use crate::info::{PoolInfo, SnapshotInfo, VolumeInfo, VolumeProperties, Written};
+use crate::format::anchor::MemberState;
+use crate::format::catalog::{Change, Object, SnapshotObject, VolumeObject};
+use crate::info::{DiskInfo, DiskState, PoolInfo, SnapshotInfo, VolumeInfo, VolumeProperties, Written};
 use crate::types::{BLOCK_BYTES, MAX_VOLUME_BYTES, Pba, Seq};
 use crate::volume::CHANNEL_DEPTH;
 
@@ -23,8 +24,17 @@ const _: () = assert!(MAX_VOLUME_BYTES / 4096 < 1 << 40);
 impl Inner {
     /// An error once the pool takes no writes any more.
     pub(super) fn check_fault(&self) -> Result<(), LvsError> {
+        self.check_writable()?;
         match &self.fault {
             Some(fault) => Err(LvsError::Faulted { pool: self.name.clone(), fault: fault.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// An error when the pool was opened for reading only.
+    pub(super) fn check_writable(&self) -> Result<(), LvsError> {
+        match &self.read_only {
+            Some(why) => Err(LvsError::ReadOnly { pool: self.name.clone(), why: why.clone() }),
             None => Ok(()),
         }
     }
@@ -85,10 +95,17 @@ impl Inner {
         }
     }
 
-    pub(super) fn apply_change(&mut self, seq: Seq, change: Change) -> Result<(), LvsError> {
-        let applied = self.catalogue.apply(seq, change, &mut self.lines);
+    pub(super) fn apply_changes(&mut self, seq: Seq, changes: Vec<Change>) -> Result<(), LvsError> {
+        let applied = self.catalogue.apply(seq, changes, &mut self.lines);
         self.count_used();
         applied.map_err(|c| self.damaged(c.0))
+    }
+
+    /// Everything that the catalogue has.
+    pub(super) fn catalogue_objects(&self) -> Vec<Object> {
+        let disks = self.members.iter().enumerate().filter(|(_, m)| !m.absent);
+        let disks = disks.map(|(index, m)| (index, m.device.name()));
+        self.catalogue.objects(self.uuid, &self.name, disks)
     }
 
     /// The table of lines.
@@ -98,6 +115,7 @@ impl Inner {
 
     /// Block size of the disks, which is that of the volumes.
     pub(crate) fn block_bytes(&self) -> u32 {
+        // Also that of a disk that is absent.
         self.members.first().map_or(BLOCK_BYTES, |m| m.geometry.block_bytes)
     }
 
@@ -159,6 +177,35 @@ impl Inner {
         }
     }
 
+    /// Opened for reading only?
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only.is_some()
+    }
+
+    /// The disks.
+    pub(crate) fn disk_infos(&self) -> Vec<DiskInfo> {
+        let mut disks = Vec::new();
+        for (index, m) in self.members.iter().enumerate() {
+            let state = match (m.state, m.absent) {
+                (MemberState::Removed, _) => continue,
+                (_, true) => DiskState::Missing,
+                (MemberState::Evacuating, false) => DiskState::Evacuating,
+                (MemberState::Active, false) => DiskState::Active,
+            };
+            let (segments, live) = self.space.held(index as u8);
+            disks.push(DiskInfo {
+                index: index as u32,
+                uuid: m.uuid,
+                name: m.device.name().to_owned(),
+                state,
+                size_bytes: self.space.member(index as u8).len() as u64 * self.segment_bytes(),
+                used_bytes: u64::from(segments) * self.segment_bytes(),
+                live_bytes: live * u64::from(BLOCK_BYTES),
+            });
+        }
+        disks
+    }
+
     /// The pool in figures.
     pub(crate) fn info(&self) -> PoolInfo {
         let bytes = |blocks: u64| blocks * u64::from(BLOCK_BYTES);
@@ -167,12 +214,13 @@ impl Inner {
         PoolInfo {
             name: self.name.clone(),
             uuid: self.uuid,
-            disks: self.members.iter().map(|m| m.device.name().to_owned()).collect(),
+            disks: self.members.iter().filter(|m| !m.absent).map(|m| m.device.name().to_owned()).collect(),
             fault: self.fault.clone(),
+            read_only: self.read_only.clone(),
             capacity_bytes: self.space.capacity_bytes(),
             used_bytes: bytes(self.taken_blocks()).min(self.space.capacity_bytes()),
             committed_bytes: self.catalogue.volumes.values().map(|v| v.size_bytes).sum(),
-            raw_bytes: self.members.iter().map(raw).sum(),
+            raw_bytes: self.members.iter().filter(|m| !m.absent).map(raw).sum(),
             block_bytes: self.block_bytes(),
             segment_bytes: self.segment_bytes(),
             segments: (self.space.total(), self.space.available()),

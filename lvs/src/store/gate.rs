@@ -16,6 +16,11 @@ pub(super) struct Gate {
 pub(super) struct Pass<'a>(&'a Gate);
 
 impl Gate {
+    /// Enters when nobody is inside.
+    pub(super) fn try_enter(&self) -> Option<Pass<'_>> {
+        (!self.taken.replace(true)).then(|| Pass(self))
+    }
+
     /// Resolves when nobody else is inside. Dropping the future gives up the place.
     pub(super) async fn enter(&self) -> Pass<'_> {
         poll_fn(|cx| {

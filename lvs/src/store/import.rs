@@ -9,7 +9,7 @@ use nvme::digest::crc32c;
 
 use super::aside::{ASIDE_RANGES, ASIDE_UPDATES};
 use super::catalogue::Catalogue;
-use super::create::{Parts, assemble, open_members};
+use super::create::{Parts, assemble, close_members, open_members};
 use super::lines::{Line, Lines};
 use super::member::Member;
 use super::seal::seal;
@@ -17,7 +17,7 @@ use super::space::{Segment, Space, State};
 use super::superblock::{in_order, labels, newest_anchor};
 use super::{CLEANER_UPDATES, DELTA_RANGES, DELTA_UPDATES, Store};
 use crate::LvsError;
-use crate::format::anchor::Anchor;
+use crate::format::anchor::{Anchor, MemberState};
 use crate::format::blob::BlobPtr;
 use crate::format::catalog::Change;
 use crate::format::label::Label;
@@ -75,6 +75,36 @@ fn durable_end(tail: &Tail, base: Seq) -> Result<Seq, Seq> {
     if expected <= durable { Err(expected) } else { Ok(durable) }
 }
 
+/// Some of the log is on devices that are missing: leaves what comes before the first record that is not there, so that
+/// volumes are as they were at one moment. Returns the last record that is left.
+fn cut_at_first_gap(tail: &mut Tail, base: Seq) -> Seq {
+    let mut last = base;
+    for &seq in tail.keys() {
+        if seq != last.next() {
+            break;
+        }
+        last = seq;
+    }
+    tail.retain(|&seq, found| {
+        // What they say of others that are cut off does not count.
+        found.durable = found.durable.min(last);
+        seq <= last
+    });
+    last
+}
+
+/// What it means that devices are missing; `kept`: the log may go on there after this record.
+fn why_read_only(missing: &[usize], kept: Option<Seq>) -> String {
+    let disks: Vec<String> = missing.iter().map(|index| format!("disk {index}")).collect();
+    let what = format!("{} missing: what is there cannot be read", disks.join(", "));
+    match kept {
+        None => what,
+        Some(seq) => {
+            format!("{what}, and volumes are as of record {}, since the log may go on there", seq.0)
+        }
+    }
+}
+
 impl Store {
     /// Opens the pool that is on `devices`.
     pub(crate) async fn import(
@@ -83,8 +113,21 @@ impl Store {
         spec: ImportPool,
     ) -> Result<Rc<Self>, LvsError> {
         let store = Self::find(core, devices, spec).await?;
-        store.begin_opening().await?;
-        store.fit_delta().await?;
+        let opened = async {
+            if store.inner().read_only.is_some() {
+                let mut inner = store.inner();
+                // H1: what was acknowledged may not be there.
+                inner.anchor.incarnation = *uuid::Uuid::new_v4().as_bytes();
+                inner.count_used();
+                return Ok(());
+            }
+            store.begin_opening().await?;
+            store.fit_delta().await
+        };
+        if let Err(error) = opened.await {
+            store.close().await;
+            return Err(error);
+        }
         store.open_for_use();
         Ok(store)
     }
@@ -95,24 +138,64 @@ impl Store {
         devices: Vec<Arc<dyn BlockDevice>>,
         spec: ImportPool,
     ) -> Result<Rc<Self>, LvsError> {
-        let disk = devices.first().map_or_else(String::new, |d| d.name().to_owned());
         let mut members = open_members(spec.name.as_deref().unwrap_or_default(), devices).await?;
-        let label = labels(&mut members, &disk).await?;
-        if spec.name.as_ref().is_some_and(|n| *n != label.name) || spec.uuid.is_some_and(|u| u != label.pool)
-        {
-            let wanted = spec.name.or_else(|| spec.uuid.map(|u| u.to_string())).unwrap_or_default();
-            let (found_name, found_uuid) = (label.name, label.pool);
-            return Err(LvsError::OtherPool { disk, found_name, found_uuid, wanted });
+        let found = Self::recognise(&mut members, &spec).await;
+        let (label, anchor, members, missing) = match found {
+            Ok((label, anchor, ordered, missing)) => (label, anchor, ordered, missing),
+            Err(error) => {
+                close_members(members).await;
+                return Err(error);
+            }
+        };
+        let store = Self::load(core, &label, members, anchor).await;
+        if !missing.is_empty() && !spec.degraded {
+            return Err(Self::missing(&label, &missing, store).await);
         }
+        let store = store?;
+        let damaged = |what: String| LvsError::Damaged { pool: label.name.clone(), what };
+        match store.replay(&damaged, &missing).await {
+            Ok(()) => Ok(store),
+            Err(error) => {
+                store.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Which pool is on these devices, its newest checkpoint, its members in order, and which of them are missing. Takes
+    /// the devices out of `members` when it succeeds.
+    async fn recognise(
+        members: &mut Vec<Member>,
+        spec: &ImportPool,
+    ) -> Result<(Label, Anchor, Vec<Member>, Vec<usize>), LvsError> {
+        let label = labels(members, spec).await?;
         if super::open_stores::get(label.pool).is_some() {
             return Err(LvsError::Exists { what: "pool", name: label.name.clone(), pool: label.name });
         }
-        let damaged = |what: String| LvsError::Damaged { pool: label.name.clone(), what };
-        let anchor = newest_anchor(&members, &label).await?;
-        let members = in_order(members, &anchor, &label)?;
-        let store = Self::load(core, &label, members, anchor).await?;
-        store.replay(&damaged).await?;
-        Ok(store)
+        let anchor = newest_anchor(members, &label).await?;
+        let (ordered, missing) = in_order(members, &anchor, &label).await?;
+        Ok((label, anchor, ordered, missing))
+    }
+
+    /// Says which disks are missing, and where they were when the tables of the pool can be read without them.
+    async fn missing(label: &Label, missing: &[usize], store: Result<Rc<Self>, LvsError>) -> LvsError {
+        let (mut names, mut members) = (Vec::new(), missing.len());
+        if let Ok(store) = &store {
+            let inner = store.inner();
+            members = inner.members.iter().filter(|m| m.state != MemberState::Removed).count();
+            for &index in missing {
+                let uuid = inner.members[index].uuid;
+                let last = inner.catalogue.disks.get(&index);
+                let last = last.map_or(String::new(), |name| format!(", last seen as {name}"));
+                names.push(format!("disk {index} (uuid {uuid}{last})"));
+            }
+        } else {
+            names.extend(missing.iter().map(|index| format!("disk {index}")));
+        }
+        if let Ok(store) = store {
+            store.close().await;
+        }
+        LvsError::DiskMissing { pool: label.name.clone(), members, missing: names.join(", ") }
     }
 
     /// What was found goes on as a delta of the usual size, so that the next tail is bounded as well; when it is more
@@ -142,7 +225,7 @@ impl Store {
         anchor: Anchor,
     ) -> Result<Rc<Self>, LvsError> {
         let damaged = |what: String| LvsError::Damaged { pool: label.name.clone(), what };
-        let mut space = Space::new(label.segment_blocks);
+        let mut space = Space::new(anchor.segment_blocks);
         for m in &anchor.members {
             space.add_member(vec![Segment::FREE; m.segments as usize]);
         }
@@ -159,6 +242,18 @@ impl Store {
             anchor,
         };
         let store = assemble(core, parts)?;
+        match store.load_tables(&damaged).await {
+            Ok(()) => Ok(store),
+            Err(error) => {
+                store.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Reads the tables that the anchor leads to.
+    async fn load_tables(self: &Rc<Self>, damaged: &impl Fn(String) -> LvsError) -> Result<(), LvsError> {
+        let store = self;
         let anchor = store.inner().anchor.clone();
         let blob = |ptr: &BlobPtr| {
             let (store, ptr) = (store.clone(), ptr.clone());
@@ -199,12 +294,21 @@ impl Store {
             if let Some(dump) = dump {
                 inner.active.restore(&dump).map_err(|e| damaged(e.to_string()))?;
             }
+            for (index, member) in anchor.members.iter().enumerate() {
+                if member.state == MemberState::Evacuating {
+                    inner.space.leave(index as u8);
+                }
+            }
         }
-        Ok(store)
+        Ok(())
     }
 
-    /// Finds the records after the anchor and applies them.
-    async fn replay(self: &Rc<Self>, damaged: &impl Fn(String) -> LvsError) -> Result<(), LvsError> {
+    /// Finds the records after the anchor and applies them. With devices `missing` the store can only be read.
+    async fn replay(
+        self: &Rc<Self>,
+        damaged: &impl Fn(String) -> LvsError,
+        missing: &[usize],
+    ) -> Result<(), LvsError> {
         let (anchor, uuid, segment_blocks) = {
             let inner = self.inner();
             (inner.anchor.clone(), inner.uuid, inner.space.segment_blocks())
@@ -213,6 +317,9 @@ impl Store {
         let mut tail = Tail::new();
         let streams = anchor.open.iter().map(|s| (s.segment, s.next_block));
         for (segment, offset) in streams.chain(anchor.next.iter().map(|&s| (s, 0))) {
+            if missing.contains(&usize::from(segment.member())) {
+                continue;
+            }
             let first = self.inner().space.first_block(segment);
             self.collect_segment(first, offset, segment_blocks, &seal, anchor.base, &mut tail).await?;
         }
@@ -222,6 +329,12 @@ impl Store {
             return Err(damaged(format!(
                 "its newest checkpoint was {newer} at least, and {found} is the newest whole one"
             )));
+        }
+        let lost = missing.iter().any(|&m| anchor.names_segments_of(m as u8));
+        if !missing.is_empty() {
+            let kept = if lost { Some(cut_at_first_gap(&mut tail, anchor.base)) } else { None };
+            let mut inner = self.inner();
+            inner.read_only = Some(why_read_only(missing, kept.filter(|_| !anchor.clean)));
         }
         let durable = durable_end(&tail, anchor.base).map_err(|missing| {
             damaged(format!("record {} of the log, which was durable, is missing or unreadable", missing.0))
@@ -317,10 +430,9 @@ impl Store {
             }
             Kind::Catalogue => {
                 let changes = Change::decode_all(record.catalogue(), record.entries());
-                for change in changes.map_err(|e| damaged(e.to_string()))? {
-                    let applied = inner.catalogue.apply(seq, change, &mut inner.lines);
-                    applied.map_err(|c| damaged(c.0.to_owned()))?;
-                }
+                let changes = changes.map_err(|e| damaged(e.to_string()))?;
+                let applied = inner.catalogue.apply(seq, changes, &mut inner.lines);
+                applied.map_err(|c| damaged(c.0.to_owned()))?;
             }
             Kind::Note | Kind::Pages => {}
         }

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use super::create::close_members;
 use super::{LOOK_AGAIN, Store, StorePoller, Target, open_stores};
 use crate::LvsError;
 use crate::format::label;
@@ -20,7 +21,8 @@ impl Store {
         self.settle_io().await;
         self.rest().await;
         // A pool that failed is closed as it is: the next import finds what its disks have.
-        let clean = self.checkpoint_cleanly().await;
+        let read_only = self.inner().read_only.is_some();
+        let clean = if read_only { Ok(()) } else { self.checkpoint_cleanly().await };
         self.close().await;
         clean
     }
@@ -34,6 +36,7 @@ impl Store {
     /// Closes and erases the labels and anchors.
     pub(crate) async fn destroy(self: &Rc<Self>) -> Result<(), LvsError> {
         let _pass = self.changes.enter().await;
+        self.inner().check_writable()?;
         self.settle_io().await;
         self.rest().await;
         let erased = self.erase_superblocks().await;
@@ -60,7 +63,12 @@ impl Store {
     /// checkpoints for that.
     async fn rest(&self) {
         self.closing.set(true);
-        while self.feeding.get() || self.background.get() || self.cleaning.get() || self.noting.get() {
+        while self.feeding.get()
+            || self.background.get()
+            || self.cleaning.get()
+            || self.noting.get()
+            || self.evacuating.get()
+        {
             self.core.sleep(LOOK_AGAIN).await;
         }
     }
@@ -70,10 +78,7 @@ impl Store {
         let _no_more = self.checkpoints.enter().await;
         self.closed.set(true);
         let members = core::mem::take(&mut self.inner().members);
-        for member in members {
-            drop(member.channel);
-            member.descriptor.close().await;
-        }
+        close_members(members).await;
     }
 
     /// Makes use of devices that became larger: their new segments count after a checkpoint.
@@ -83,7 +88,7 @@ impl Store {
             let mut inner = self.inner();
             let inner = &mut *inner;
             inner.check_fault()?;
-            for (index, member) in inner.members.iter().enumerate() {
+            for (index, member) in inner.members.iter().enumerate().filter(|(_, m)| !m.absent) {
                 let rescanned = member.device.rescan();
                 let pool = inner.name.clone();
                 rescanned.map_err(|source| LvsError::Device { pool, source })?;
@@ -133,6 +138,9 @@ impl Store {
     pub(super) async fn erase_superblocks(&self) -> Result<(), LvsError> {
         let count = self.inner().members.len();
         for member in 0..count {
+            if self.inner().members.get(member).is_none_or(|m| m.absent) {
+                continue;
+            }
             let pba = Pba::new(member as u8, 0).unwrap_or(Pba::NONE);
             let mut buf = self.buffer().await;
             let len = label::FIRST_SEGMENT_BLOCK as u32 * BLOCK_BYTES;

@@ -99,6 +99,15 @@ impl Log {
         self.durable = self.durable.max(seq);
     }
 
+    /// Nothing more is put on this device.
+    pub(crate) fn leave(&mut self, member: u8, space: &mut Space) {
+        for stream in &mut self.streams {
+            if let Some(old) = stream.take_if(|s| s.segment.member() == member) {
+                space.close(old.segment, State::Log);
+            }
+        }
+    }
+
     /// Blocks that are left in the open segment of a flow.
     pub(crate) fn left(&self, flow: Flow, space: &Space) -> u32 {
         self.stream(flow).map_or(0, |s| space.segment_blocks() - s.offset)

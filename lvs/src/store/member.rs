@@ -4,17 +4,25 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use aio::{
-    BlockCount, BlockDevice, Descriptor, Geometry, Io, IoChannel, IoFlags, Lba, Opcode, SgEntry, Token,
+    BlockCount, BlockDevice, Capabilities, Descriptor, Geometry, Io, IoChannel, IoFlags, Lba, Opcode,
+    SgEntry, Token,
 };
 use uuid::Uuid;
 
+use super::absent::AbsentDisk;
 use super::slab::Slab;
+use crate::LvsError;
+use crate::format::anchor::{Member as AnchorMember, MemberState};
 use crate::types::{BLOCK_BYTES, Pba};
 
 /// One device of the pool.
 pub(super) struct Member {
     pub(super) device: Arc<dyn BlockDevice>,
     pub(super) uuid: Uuid,
+    /// What may be done with it.
+    pub(super) state: MemberState,
+    /// It is missing, or was removed: nothing is there that could be read or written.
+    pub(super) absent: bool,
     /// For I/O of volumes. Declared, and so dropped, before everything that its I/Os name.
     pub(super) channel: Box<dyn IoChannel>,
     /// For slow work.
@@ -28,11 +36,59 @@ pub(super) struct Member {
     pub(super) flushing: u32,
     /// Submitted since the last kick.
     pub(super) kick: bool,
+    /// Operations that the channel has.
+    pub(super) in_flight: u32,
     /// Operations that the channel had no slot for.
     pub(super) waiting: VecDeque<u32>,
 }
 
 impl Member {
+    /// Opens a device, as a member with nothing known of its label.
+    pub(super) async fn open(pool: &str, device: Arc<dyn BlockDevice>) -> Result<Self, LvsError> {
+        let gone = |source| LvsError::Device { pool: pool.to_owned(), source };
+        let channel = device.open_channel().await.map_err(gone)?;
+        let descriptor = Descriptor::open(device.clone()).await.map_err(gone)?;
+        let capabilities = device.capabilities();
+        Ok(Self {
+            uuid: Uuid::nil(),
+            state: MemberState::Active,
+            absent: false,
+            channel,
+            descriptor,
+            geometry: device.geometry(),
+            volatile: capabilities.contains(Capabilities::VOLATILE_CACHE),
+            fua: capabilities.contains(Capabilities::FUA),
+            dirty: false,
+            flushing: 0,
+            kick: false,
+            in_flight: 0,
+            waiting: VecDeque::new(),
+            device,
+        })
+    }
+
+    /// What stands in the place of a device that is not there.
+    pub(super) async fn absent(
+        pool: &str,
+        wanted: &AnchorMember,
+        index: usize,
+        like: Geometry,
+    ) -> Result<Self, LvsError> {
+        let name = match wanted.state {
+            MemberState::Removed => format!("disk {index} of {pool}, which was removed"),
+            _ => format!("disk {index} of {pool}, which is missing"),
+        };
+        let blocks = wanted.size_blocks * u64::from(BLOCK_BYTES / like.block_bytes);
+        let member = Self::open(pool, AbsentDisk::new(name, wanted.device, like, blocks)).await?;
+        Ok(Self { uuid: wanted.device, state: wanted.state, absent: true, ..member })
+    }
+
+    /// Ends its use.
+    pub(super) async fn close(self) {
+        drop(self.channel);
+        self.descriptor.close().await;
+    }
+
     /// Its size in blocks of the store.
     pub(super) fn len_blocks(&self) -> u64 {
         self.device.size().0 / self.per_block()
@@ -145,6 +201,7 @@ unsafe fn submit(member: &mut Member, ops: &Slab<DevOp>, index: u32) -> bool {
     // SAFETY: as the caller promises.
     let taken = unsafe { member.channel.submit(&io, Token::new(index, ops.generation(index))) }.is_ok();
     member.kick |= taken;
+    member.in_flight += u32::from(taken);
     if taken && op.opcode == Opcode::Write {
         member.dirty = true;
     }

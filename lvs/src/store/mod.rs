@@ -4,18 +4,20 @@
 //! - `io`: an I/O of a volume; the queue of the channel that waits for it.
 //! - `write`: I/Os become records, records become device writes; completed ones enter the delta.
 //! - `log`: where the next record goes, its number, and which of them are complete.
-//! - `member`: the devices, and operations in flight on them. - `slab`, `sg`: contexts and memory lists.
+//! - `member`: the devices, and operations in flight on them; `absent`: in the place of one that is not there. - `slab`, `sg`: contexts and memory lists.
 //! - `flush`: what FLUSH and FUA wait for. - `read`: look-ups, device reads, checksums. - `edges`: 512-byte blocks.
 //! - [`space`]: segments. - `budget`: what is spoken for, and who waits for space. - [`lines`]: the trees. - `pages`: map
 //!   pages to and from the log.
 //!
 //! Slow work, `async` on the home core:
 //! - `checkpoint`: freeze, merge, anchor, free. - `clean`: moves live blocks out of half-empty segments.
+//! - `join`, `evacuate`: disks come and go.
 //! - `catalogue`, `control`: volumes and snapshots. - `create`, `import`: how a store comes to be; `lifecycle`: its end.
 //! - `aside`: what a damaged map page keeps out of its tree. - `inspect`: the offline checker.
 //!
 //! Everything is on one core and in one cell: [`Store`] hands it out, never across an `await`.
 
+mod absent;
 mod aside;
 mod budget;
 mod catalogue;
@@ -24,12 +26,14 @@ mod clean;
 mod control;
 mod create;
 mod edges;
+mod evacuate;
 mod facts;
 mod flush;
 mod gate;
 mod import;
 mod inspect;
 mod io;
+mod join;
 mod lifecycle;
 mod lines;
 mod log;
@@ -100,6 +104,8 @@ pub(crate) struct Store {
     noting: Cell<bool>,
     /// A task makes checkpoints.
     background: Cell<bool>,
+    /// A disk is being emptied.
+    evacuating: Cell<bool>,
     /// A task cleans.
     cleaning: Cell<bool>,
     /// No more background work begins.
@@ -163,6 +169,8 @@ pub(crate) struct Inner {
     now: Instant,
     /// Why no more writes are taken.
     fault: Option<String>,
+    /// Why it was opened for reading only: nothing is written at all.
+    read_only: Option<String>,
     /// A checkpoint should begin soon.
     want_checkpoint: bool,
     /// Segments that the cleaner took and that are not free yet.
@@ -420,6 +428,7 @@ impl Inner {
             return;
         }
         let (owner, member) = (self.ops[index].owner, usize::from(self.ops[index].member));
+        self.members[member].in_flight -= 1;
         if self.ops[index].opcode == Opcode::Write {
             self.members[member].dirty = true;
         }

@@ -40,14 +40,14 @@ impl Inner {
     /// When what the log holds should be merged although nothing asks for it, so that what was freed is counted; `None`
     /// when it holds nothing.
     pub(super) fn merge_due(&self) -> Option<Instant> {
-        let idle = !self.active.is_empty() && self.fault.is_none() && !self.want_checkpoint;
+        let idle = !self.active.is_empty() && self.check_fault().is_ok() && !self.want_checkpoint;
         idle.then(|| self.noted.at + IDLE)
     }
 
     /// When a note is due; `None` when there is nothing to say.
     pub(super) fn note_due(&self) -> Option<Instant> {
         let due = self.noted.durable < self.noted.last && self.log.durable() >= self.noted.last;
-        (due && self.fault.is_none()).then(|| self.noted.at + QUIET)
+        (due && self.check_fault().is_ok()).then(|| self.noted.at + QUIET)
     }
 }
 

@@ -76,6 +76,8 @@ impl Segment {
 #[derive(Debug)]
 struct Member {
     segments: Vec<Segment>,
+    /// It is being emptied: nothing more is put there.
+    leaves: bool,
 }
 
 /// All segments of a pool.
@@ -122,12 +124,12 @@ impl Space {
 
     /// Adds the next device with these segments; free ones are at hand from now on.
     pub(crate) fn add_member(&mut self, segments: Vec<Segment>) {
-        self.members.push(Member { segments });
+        self.members.push(Member { segments, leaves: false });
     }
 
     /// Adds segments at the end of a device that became larger.
     pub(crate) fn grow_member(&mut self, member: u8, segments: u32) {
-        let Some(m) = self.members.get_mut(usize::from(member)) else { return };
+        let Some(m) = self.members.get_mut(usize::from(member)).filter(|m| !m.leaves) else { return };
         let old = m.segments.len() as u32;
         for index in old..segments.max(old) {
             m.segments.push(Segment::FREE);
@@ -139,7 +141,7 @@ impl Space {
     pub(crate) fn collect_free(&mut self) {
         let longest = self.members.iter().map(|m| m.segments.len()).max().unwrap_or(0);
         for index in 0..longest {
-            for (member, m) in self.members.iter().enumerate() {
+            for (member, m) in self.members.iter().enumerate().filter(|(_, m)| !m.leaves) {
                 if m.segments.get(index).is_some_and(|s| s.state == State::Free) {
                     self.free.push_back(SegmentId::new(member as u8, index as u32));
                 }
@@ -190,6 +192,12 @@ impl Space {
         self.members.iter().map(|m| m.segments.len() as u32).sum()
     }
 
+    /// Those on devices that are not being emptied, and not on `but`.
+    pub(crate) fn staying(&self, but: Option<u8>) -> u32 {
+        let stays = |(index, m): &(usize, &Member)| !m.leaves && Some(*index as u8) != but;
+        self.members.iter().enumerate().filter(stays).map(|(_, m)| m.segments.len() as u32).sum()
+    }
+
     /// How many could be opened: free, or named.
     pub(crate) fn available(&self) -> u32 {
         (self.free.len() + self.named.len()) as u32
@@ -202,7 +210,12 @@ impl Space {
 
     /// Blocks that volumes can hold, whatever has to be cleaned.
     pub(crate) fn capacity_blocks(&self) -> u64 {
-        let usable = u64::from(self.total().saturating_sub(RESERVE_SEGMENTS));
+        self.capacity_without(None)
+    }
+
+    /// The same if device `but` were leaving, too.
+    pub(crate) fn capacity_without(&self, but: Option<u8>) -> u64 {
+        let usable = u64::from(self.staying(but).saturating_sub(RESERVE_SEGMENTS));
         usable * u64::from(self.segment_blocks) * (100 - HIDDEN_PERCENT) / 100
     }
 
@@ -213,7 +226,7 @@ impl Space {
 
     /// Blocks for map pages and tables that `capacity_blocks` leaves out.
     pub(crate) fn map_allowance(&self) -> u64 {
-        u64::from(self.total()) * u64::from(self.segment_blocks) * MAP_PERCENT / 100
+        u64::from(self.staying(None)) * u64::from(self.segment_blocks) * MAP_PERCENT / 100
     }
 
     /// Live blocks and pages of all segments, as of the last merge.
@@ -388,7 +401,61 @@ impl Space {
             if let Some(s) = self.get_mut(id) {
                 *s = Segment { uses: s.uses, ..Segment::FREE };
             }
+            if !self.is_leaving(id) {
+                self.free.push_back(id);
+            }
+        }
+    }
+
+    /// Nothing more is put on this device.
+    pub(crate) fn leave(&mut self, member: u8) {
+        let Some(m) = self.members.get_mut(usize::from(member)) else { return };
+        m.leaves = true;
+        for s in m.segments.iter_mut().filter(|s| s.state == State::Named) {
+            s.state = State::Free;
+        }
+        let stays = |id: &SegmentId| id.member() != member;
+        self.free.retain(stays);
+        self.named.retain(stays);
+        // The free ones may all have been there, and pages need some. That the durable anchor names them does no harm: an
+        // import finds no records of the log in them.
+        while self.free.len() < self.named.len() {
+            let Some(id) = self.named.pop_back() else { break };
+            self.set_state(id, State::Free);
             self.free.push_back(id);
+        }
+    }
+
+    fn is_leaving(&self, id: SegmentId) -> bool {
+        self.members.get(usize::from(id.member())).is_some_and(|m| m.leaves)
+    }
+
+    /// Of a device that is being emptied, the next segment that holds something counted (at or below `base`), and is not
+    /// one of `but`; with its live blocks.
+    pub(crate) fn next_to_empty(&self, member: u8, base: Seq, but: &[SegmentId]) -> Option<(SegmentId, u32)> {
+        let segments = self.member(member).iter().enumerate();
+        segments
+            .map(|(index, s)| (SegmentId::new(member, index as u32), s))
+            .filter(|(id, s)| {
+                matches!(s.state, State::Log | State::Pages)
+                    && s.live > 0
+                    && s.newest <= base
+                    && !but.contains(id)
+            })
+            .map(|(id, s)| (id, s.live))
+            .next()
+    }
+
+    /// Segments of a device that hold something, and how many blocks of them are live.
+    pub(crate) fn held(&self, member: u8) -> (u32, u64) {
+        let held = self.member(member).iter().filter(|s| s.state != State::Free);
+        held.fold((0, 0), |(segments, live), s| (segments + 1, live + u64::from(s.live)))
+    }
+
+    /// The device is gone; it held nothing.
+    pub(crate) fn remove_member(&mut self, member: u8) {
+        if let Some(m) = self.members.get_mut(usize::from(member)) {
+            m.segments = Vec::new();
         }
     }
 
@@ -432,7 +499,7 @@ impl Space {
 
     /// Can the cleaner take the segment? Only closed ones, counted (at or below `base`), and not all live. Its live blocks.
     pub(crate) fn cleanable(&self, id: SegmentId, base: Seq) -> Option<u32> {
-        let s = self.get(id)?;
+        let s = self.get(id).filter(|_| !self.is_leaving(id))?;
         let counted = match s.state {
             State::Log => s.newest <= base,
             // As of the newest checkpoint, and not written for the next.

@@ -10,6 +10,7 @@ use crate::LvsError;
 use crate::format::FormatError;
 use crate::format::anchor::{Anchor, MAX_ANCHOR_BYTES, Member as AnchorMember, MemberState};
 use crate::format::label::{self, LABEL_BLOCKS, LABEL_BYTES, Label};
+use crate::info::ImportPool;
 use crate::types::{BLOCK_BYTES, Pba};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -85,27 +86,44 @@ pub(super) async fn check_vacant(member: &Member, force: bool) -> Result<(), Lvs
     }
 }
 
-/// Reads the labels of all devices, which have to be of one pool, and notes which is which.
-pub(super) async fn labels(members: &mut [Member], disk: &str) -> Result<Label, LvsError> {
+/// Reads the labels of all devices, which have to be of one pool and of the one that is wanted, and notes which is which.
+pub(super) async fn labels(members: &mut [Member], wanted: &ImportPool) -> Result<Label, LvsError> {
     let mut first: Option<Label> = None;
     for member in members {
         let disk = member.device.name().to_owned();
         let label = label_of(member).await?.ok_or(LvsError::NoPool { disk: disk.clone() })?;
-        if let Some(first) = first.as_ref().filter(|f| f.pool != label.pool) {
-            let wanted = first.name.clone();
-            return Err(LvsError::OtherPool { disk, found_name: label.name, found_uuid: label.pool, wanted });
+        let is_it = wanted.name.as_ref().is_none_or(|n| *n == label.name)
+            && wanted.uuid.is_none_or(|u| u == label.pool)
+            && first.as_ref().is_none_or(|f| f.pool == label.pool);
+        if !is_it {
+            let uuid = wanted.uuid.map(|u| u.to_string());
+            let known = wanted.name.clone().or(uuid).or(first.map(|f| f.name));
+            let (found_name, found_uuid) = (label.name, label.pool);
+            return Err(LvsError::OtherPool {
+                disk,
+                found_name,
+                found_uuid,
+                wanted: known.unwrap_or_default(),
+            });
         }
         member.uuid = label.device;
+        if first.as_ref().is_some_and(|f| f.segment_blocks != label.segment_blocks) {
+            let what = format!("the labels of its disks differ in the size of segments, that of {disk} too");
+            return Err(LvsError::Damaged { pool: label.name, what });
+        }
         first.get_or_insert(label);
     }
-    first.ok_or(LvsError::NoPool { disk: disk.to_owned() })
+    first.ok_or(LvsError::NoPool { disk: String::new() })
 }
 
-/// The newest anchor of the pool on any of the devices.
+/// The newest anchor of the pool on any of the devices. Refuses a device with an older state than it should have.
 pub(super) async fn newest_anchor(members: &[Member], label: &Label) -> Result<Anchor, LvsError> {
     let mut newest: Option<Anchor> = None;
     let mut features = None;
+    // The checkpoints that each device has, by slot.
+    let mut found = Vec::with_capacity(members.len());
     for member in members {
+        let mut slots = [None; label::ANCHOR_SLOTS as usize];
         for slot in 0..label::ANCHOR_SLOTS {
             let mut unreadable = 0;
             for copy in 0..label::ANCHOR_BLOCKS.len() {
@@ -119,64 +137,114 @@ pub(super) async fn newest_anchor(members: &[Member], label: &Label) -> Result<A
                     Err(error) => return Err(error),
                 };
                 match Anchor::decode(&bytes) {
-                    Ok(found) if found.pool == label.pool => {
-                        if newest.as_ref().is_none_or(|n| n.checkpoint < found.checkpoint) {
-                            newest = Some(found);
+                    Ok(anchor) if anchor.pool == label.pool => {
+                        let here = &mut slots[slot as usize];
+                        *here = (*here).max(Some(anchor.checkpoint));
+                        if newest.as_ref().is_none_or(|n| n.checkpoint < anchor.checkpoint) {
+                            newest = Some(anchor);
                         }
                     }
                     Err(FormatError::Incompatible { bits, .. }) => features = Some(bits),
+                    // Never written.
+                    Err(FormatError::Magic(_)) if bytes.iter().all(|&byte| byte == 0) => {
+                        let here = &mut slots[slot as usize];
+                        *here = (*here).max(Some(0));
+                    }
                     Ok(_) | Err(_) => {}
                 }
             }
         }
+        found.push(slots);
     }
     if let Some(flags) = features {
         return Err(LvsError::UnknownFeatures { pool: label.name.clone(), flags });
     }
     let what = "none of its checkpoints is whole".to_owned();
-    newest.ok_or(LvsError::Damaged { pool: label.name.clone(), what })
-}
-
-/// The devices in the order that the anchor has them. All have to be there, and large enough.
-pub(super) fn in_order(
-    members: Vec<Member>,
-    anchor: &Anchor,
-    label: &Label,
-) -> Result<Vec<Member>, LvsError> {
-    let mut rest = members;
-    let mut ordered = Vec::with_capacity(rest.len());
-    for wanted in &anchor.members {
-        if let Some(at) = rest.iter().position(|m| m.uuid == wanted.device) {
-            let member = rest.swap_remove(at);
-            let needed =
-                label::FIRST_SEGMENT_BLOCK + u64::from(wanted.segments) * u64::from(label.segment_blocks);
-            if member.len_blocks() < needed {
-                let disk = member.device.name().to_owned();
-                let size_bytes = member.len_blocks() * BLOCK;
-                return Err(LvsError::DiskTooSmall { disk, size_bytes, needed_bytes: needed * BLOCK });
-            }
-            ordered.push(member);
-        }
-    }
-    if ordered.len() < anchor.members.len() {
-        let (members, missing) = (anchor.members.len(), anchor.members.len() - ordered.len());
-        return Err(LvsError::DiskMissing { pool: label.name.clone(), members, missing });
-    }
-    if let Some(stranger) = rest.first() {
-        let what =
-            format!("{} was a disk of it once, and is no longer; leave it out", stranger.device.name());
+    let newest = newest.ok_or(LvsError::Damaged { pool: label.name.clone(), what })?;
+    if newest.segment_blocks != label.segment_blocks {
+        let what = "its labels and its checkpoints differ in the size of segments".to_owned();
         return Err(LvsError::Damaged { pool: label.name.clone(), what });
     }
-    Ok(ordered)
+    for (member, slots) in members.iter().zip(&found) {
+        // A crash leaves a device one checkpoint behind. Where the newest two should stand there may be damage, but
+        // not whole ones that are older.
+        let stale = [newest.checkpoint, newest.checkpoint.saturating_sub(1)].iter().all(|checkpoint| {
+            slots[(checkpoint % label::ANCHOR_SLOTS) as usize].is_some_and(|found| found < *checkpoint)
+        });
+        let is_member =
+            newest.members.iter().any(|m| m.device == member.uuid && m.state != MemberState::Removed);
+        if stale && is_member {
+            let (disk, pool) = (member.device.name().to_owned(), label.name.clone());
+            return Err(LvsError::StaleDisk { disk, pool, why: "it is an older copy of one" });
+        }
+    }
+    Ok(newest)
 }
 
-/// The members, as the anchor lists them.
-pub(super) fn anchor_members(members: &[Member], space: &Space) -> Vec<AnchorMember> {
-    let entry = |(index, m): (usize, &Member)| AnchorMember {
-        device: m.uuid,
-        size_blocks: m.len_blocks(),
-        segments: space.member(index as u8).len() as u32,
-        state: MemberState::Active,
+/// The devices in the order that the anchor has them, with something absent in the place of those that are missing, and the
+/// indices of these. Those that are there have to be large enough.
+pub(super) async fn in_order(
+    members: &mut Vec<Member>,
+    anchor: &Anchor,
+    label: &Label,
+) -> Result<(Vec<Member>, Vec<usize>), LvsError> {
+    let is_listed = |m: &Member| anchor.members.iter().find(|a| a.device == m.uuid);
+    let stale = |m: &Member, why| {
+        let (disk, pool) = (m.device.name().to_owned(), label.name.clone());
+        Err(LvsError::StaleDisk { disk, pool, why })
+    };
+    for (at, member) in members.iter().enumerate() {
+        if members[..at].iter().any(|m| m.uuid == member.uuid) {
+            return stale(member, "it is a copy of another one of the disks");
+        }
+        let Some(listed) = is_listed(member) else {
+            return stale(member, "it was never added completely");
+        };
+        if listed.state == MemberState::Removed {
+            return stale(member, "it was removed");
+        }
+        let needed =
+            label::FIRST_SEGMENT_BLOCK + u64::from(listed.segments) * u64::from(anchor.segment_blocks);
+        if member.len_blocks() < needed {
+            let disk = member.device.name().to_owned();
+            let size_bytes = member.len_blocks() * BLOCK;
+            return Err(LvsError::DiskTooSmall { disk, size_bytes, needed_bytes: needed * BLOCK });
+        }
+    }
+    let Some(like) = members.first().map(|m| m.geometry) else {
+        return Err(LvsError::NoPool { disk: String::new() });
+    };
+    let mut ordered = Vec::with_capacity(anchor.members.len());
+    let mut missing = Vec::new();
+    for (index, wanted) in anchor.members.iter().enumerate() {
+        match members.iter().position(|m| m.uuid == wanted.device) {
+            Some(at) => {
+                let member = members.swap_remove(at);
+                ordered.push(Member { state: wanted.state, ..member });
+            }
+            None => {
+                ordered.push(Member::absent(&label.name, wanted, index, like).await?);
+                if wanted.state != MemberState::Removed {
+                    missing.push(index);
+                }
+            }
+        }
+    }
+    Ok((ordered, missing))
+}
+
+/// The members, as the anchor lists them; `before` is how the last one did.
+pub(super) fn anchor_members(
+    members: &[Member],
+    space: &Space,
+    before: &[AnchorMember],
+) -> Vec<AnchorMember> {
+    let entry = |(index, m): (usize, &Member)| {
+        let segments = space.member(index as u8).len() as u32;
+        // A device may have become larger without the pool's using it yet.
+        let same = before.get(index).filter(|b| b.segments == segments);
+        let size_blocks = same.map_or(m.len_blocks(), |b| b.size_blocks);
+        AnchorMember { device: m.uuid, size_blocks, segments, state: m.state }
     };
     members.iter().enumerate().map(entry).collect()
 }
@@ -197,7 +265,7 @@ impl Store {
                 compatible: 0,
                 incompatible: 0,
             };
-            inner.members.iter().enumerate().map(of).collect()
+            inner.members.iter().enumerate().filter(|(_, m)| !m.absent).map(of).collect()
         };
         for label in &labels {
             let bytes = label.encode().map_err(|source| LvsError::Encode { source })?;

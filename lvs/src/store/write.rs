@@ -94,7 +94,7 @@ impl Inner {
 
     /// Makes records of what is in line, as far as there is room.
     pub(super) fn assemble(&mut self) {
-        if self.fault.is_some() {
+        if self.fault.is_some() || self.read_only.is_some() {
             self.unpark();
             while let Some(io) = self.pending.pop_front() {
                 self.ios[io].fail(IoStatus::NAMESPACE_WRITE_PROTECTED);

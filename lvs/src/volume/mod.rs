@@ -54,6 +54,8 @@ pub(crate) struct VolumeParts {
     pub(crate) target: Target,
     pub(crate) geometry: Geometry,
     pub(crate) volatile: bool,
+    /// The pool was opened for reading only.
+    pub(crate) read_only: bool,
     pub(crate) size_bytes: u64,
     pub(crate) incarnation: u128,
     pub(crate) pool_counters: Arc<Counters>,
@@ -65,7 +67,7 @@ impl Volume {
         // Of smaller blocks, those stay that share a block of the store with others which are in use.
         capabilities.set(Capabilities::UNMAP_ZEROES, parts.geometry.block_bytes == crate::BLOCK_BYTES);
         capabilities.set(Capabilities::VOLATILE_CACHE, parts.volatile);
-        capabilities.set(Capabilities::READ_ONLY, parts.target.view != crate::Seq::MAX);
+        capabilities.set(Capabilities::READ_ONLY, parts.target.view != crate::Seq::MAX || parts.read_only);
         let blocks = parts.size_bytes / u64::from(parts.geometry.block_bytes);
         let shared = Shared {
             name: parts.name,

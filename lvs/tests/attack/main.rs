@@ -12,6 +12,7 @@ mod harness;
 #[path = "../rig/mod.rs"]
 mod rig;
 
+mod crashes;
 mod found;
 mod models;
 

@@ -19,8 +19,8 @@ pub(crate) struct Budget {
     pub(crate) all_subsets_of: usize,
     /// Otherwise so many, drawn.
     pub(crate) per_cut: usize,
-    /// One in so many moments.
-    pub(crate) stride: u64,
+    /// About so many moments of a recording, drawn; 0 = all.
+    pub(crate) moments: u64,
     /// One in so many images is used further: checkpoint, crash, import, and the same is there.
     pub(crate) deep: u64,
     /// In one in so many images the import itself is cut, at each moment.
@@ -265,6 +265,8 @@ impl Explorer {
     }
 
     fn explore_to(&mut self, scene: Scene<'_>, judge: &mut dyn Judge, depth: u32) -> Result<(), String> {
+        let events = (scene.recording.events.len() - scene.from) as u64;
+        let stride = events.checked_div(self.budget.moments).unwrap_or(1).max(1);
         let mut state = State::new(scene.start);
         let mut current: Vec<(String, Rc<Seen>)> = Vec::new();
         for (at, event) in scene.recording.events.iter().enumerate() {
@@ -275,7 +277,7 @@ impl Explorer {
             }
             if changed {
                 current.clear();
-                if self.rng.one_in(self.budget.stride) {
+                if self.rng.one_in(stride) {
                     self.tried.moments += 1;
                     current = self.cut(&state, at, depth)?;
                 }
@@ -370,7 +372,14 @@ impl Explorer {
         depth: u32,
     ) -> Result<(), String> {
         let budget = self.budget;
-        self.budget = Budget { per_cut: 2, all_subsets_of: 2, deep: 0, nested: 12, check: 4, ..self.budget };
+        self.budget = Budget {
+            moments: self.budget.moments.min(16),
+            per_cut: 2,
+            all_subsets_of: 2,
+            deep: 0,
+            nested: 12,
+            check: 4,
+        };
         let scene = Scene { start, recording, from: 0 };
         let result = self.explore_to(scene, &mut Same(seen.clone()), depth - 1);
         self.budget = budget;

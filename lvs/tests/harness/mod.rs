@@ -4,7 +4,7 @@
 //! - [`model`]: what volumes and snapshots may hold. - [`live`]: a pool that runs beside its model.
 //! - [`script`]: operations by a seed. - [`walk`]: long walks with crashes in between.
 //! - [`disk`], [`tape`]: disks in memory, and what happened to them. - [`crash`]: every moment of a tape as a crash.
-//! - [`look`]: importing an image and reading everything.
+//! - [`scenes`]: what is cut. - [`look`]: reading everything.
 #![allow(dead_code, reason = "each program uses its part")]
 
 pub(crate) mod crash;
@@ -12,6 +12,7 @@ pub(crate) mod disk;
 pub(crate) mod live;
 pub(crate) mod look;
 pub(crate) mod model;
+pub(crate) mod scenes;
 pub(crate) mod script;
 pub(crate) mod tape;
 pub(crate) mod walk;

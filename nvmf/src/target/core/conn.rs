@@ -129,6 +129,8 @@ pub(super) struct Conn {
 
     /// Turns for which it is tried although it did not report readable.
     pub(super) hot: u16,
+    /// Until then it is tried only when it reports readable, see `PAYLOAD_PAUSE` in `receive`.
+    pub(super) pause_until: Instant,
     pub(super) opened: Instant,
     pub(super) last_rx: Instant,
     pub(super) last_tx: Instant,
@@ -184,6 +186,7 @@ impl Conn {
             broken: false,
             shut: false,
             hot: core.config.hot_turns,
+            pause_until: now,
             opened: now,
             last_rx: now,
             last_tx: now,
@@ -536,6 +539,8 @@ impl Conn {
             return Sleep::Armed;
         }
         self.stream.arm(!self.tx.is_empty());
+        // Whoever wakes the core, this one is not tried before it reports readable.
+        self.hot = 0;
         let ready = self.stream.ready();
         let wants = (ready.readable && self.receives()) || (ready.writable && !self.tx.is_empty());
         if wants { Sleep::KeepPolling } else { Sleep::Armed }

@@ -11,4 +11,5 @@ mod alloc;
 mod association;
 mod data;
 mod limits;
+mod quiet;
 mod storm;

@@ -14,6 +14,8 @@ struct Way {
     bytes: VecDeque<u8>,
     capacity: usize,
     closed: bool,
+    /// Receives that found nothing.
+    empty_receives: u32,
 }
 
 /// One end.
@@ -26,8 +28,10 @@ pub(super) struct PipeEnd {
 
 /// Two connected ends; `capacity` bytes fit in each direction.
 pub(super) fn pipe(capacity: usize) -> (PipeEnd, PipeEnd) {
-    let way =
-        || Rc::new(RefCell::new(Way { bytes: VecDeque::with_capacity(capacity), capacity, closed: false }));
+    let way = || {
+        let bytes = VecDeque::with_capacity(capacity);
+        Rc::new(RefCell::new(Way { bytes, capacity, closed: false, empty_receives: 0 }))
+    };
     let (a, b) = (way(), way());
     let end = |incoming: &Rc<RefCell<Way>>, outgoing: &Rc<RefCell<Way>>| PipeEnd {
         incoming: incoming.clone(),
@@ -42,12 +46,18 @@ impl PipeEnd {
     pub(super) fn limit_send(&mut self, capacity: usize) {
         self.outgoing.borrow_mut().capacity = capacity;
     }
+
+    /// How often the other end found nothing to receive, since this was asked last.
+    pub(super) fn peer_empty_receives(&mut self) -> u32 {
+        std::mem::take(&mut self.outgoing.borrow_mut().empty_receives)
+    }
 }
 
 impl ByteStream for PipeEnd {
     unsafe fn recv(&mut self, bufs: &[SgEntry]) -> io::Result<Option<usize>> {
         let mut way = self.incoming.borrow_mut();
         if way.bytes.is_empty() {
+            way.empty_receives += 1;
             return Ok(way.closed.then_some(0));
         }
         let mut total = 0;

@@ -1,0 +1,67 @@
+//! Every moment of a scenario as a power cut. Here moments and survivors are drawn; `cargo xtask soak` tries more of them,
+//! and `KEELSON_LVS_CUTS=all` every moment with every subset of up to ten writes that are not durable.
+
+use crate::harness::crash::Budget;
+use crate::harness::scenes::cut;
+use crate::seeds;
+
+fn budget() -> Budget {
+    match std::env::var("KEELSON_LVS_CUTS") {
+        Ok(all) if all == "all" => {
+            Budget { all_subsets_of: 10, per_cut: 1024, moments: 0, deep: 50, nested: 2000, check: 10 }
+        }
+        _ => Budget { all_subsets_of: 2, per_cut: 4, moments: 80, deep: 16, nested: 64, check: 3 },
+    }
+}
+
+fn cuts(scene: &'static str) {
+    seeds(1, |seed| {
+        let tried = cut(scene, seed, budget()).unwrap();
+        println!("{scene}, seed {seed}: {tried:?}");
+    });
+}
+
+#[test]
+fn cuts_between_writes() {
+    cuts("writes");
+}
+
+#[test]
+fn cuts_between_writes_that_meet() {
+    cuts("overlaps");
+}
+
+#[test]
+fn cuts_while_snapshots_come_and_go() {
+    cuts("snapshots");
+}
+
+#[test]
+fn cuts_while_clones_come_and_go() {
+    cuts("clones");
+}
+
+#[test]
+fn cuts_while_volumes_come_and_go() {
+    cuts("volumes");
+}
+
+#[test]
+fn cuts_while_volumes_change_their_size() {
+    cuts("resizes");
+}
+
+#[test]
+fn cuts_while_the_cleaner_works() {
+    cuts("cleaning");
+}
+
+#[test]
+fn cuts_while_a_pool_grows() {
+    cuts("grow");
+}
+
+#[test]
+fn cuts_while_everything_happens() {
+    cuts("all");
+}
