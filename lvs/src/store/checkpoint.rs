@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use super::lines::Line;
 use super::log::{Marks, Stream};
+use super::member::Member;
 use super::pages::{PageReader, PageWriter};
 use super::superblock::anchor_members;
 use super::{DELTA_RANGES, DELTA_UPDATES, Inner, LOOK_AGAIN, Store};
@@ -340,11 +341,26 @@ impl Store {
 
     /// Writes the anchor's two copies to every device.
     async fn write_anchor(&self, anchor: &Anchor) -> Result<(), LvsError> {
+        self.write_anchor_where(anchor, |_, _| true).await
+    }
+
+    /// Writes those copies of the anchor that an import did not find: so no crash of an import leaves a device two checkpoints
+    /// behind, as only an older copy of it is. Copies that are there are not touched.
+    async fn level_anchors(&self) -> Result<(), LvsError> {
+        let anchor = self.inner().anchor.clone();
+        self.write_anchor_where(&anchor, |member, copy| member.lacks_anchor[copy]).await
+    }
+
+    async fn write_anchor_where(
+        &self,
+        anchor: &Anchor,
+        wanted: impl Fn(&Member, usize) -> bool,
+    ) -> Result<(), LvsError> {
         let bytes = anchor.encode().map_err(|source| LvsError::Encode { source })?;
         for copy in 0..label::ANCHOR_BLOCKS.len() {
             let count = self.inner().members.len();
             for member in 0..count {
-                if self.inner().members.get(member).is_none_or(|m| m.absent) {
+                if !self.inner().members.get(member).is_some_and(|m| !m.absent && wanted(m, copy)) {
                     continue;
                 }
                 let at = label::anchor_block(copy, anchor.checkpoint);
@@ -390,6 +406,7 @@ impl Store {
 
     /// After an import: a new opening begins, with what was found written down, so that it is never judged again.
     pub(super) async fn begin_opening(self: &Rc<Self>) -> Result<(), LvsError> {
+        self.level_anchors().await?;
         let writer = PageWriter::new(self.clone());
         let (base, dump) = {
             let mut inner = self.inner();

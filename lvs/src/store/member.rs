@@ -13,6 +13,7 @@ use super::absent::AbsentDisk;
 use super::slab::Slab;
 use crate::LvsError;
 use crate::format::anchor::{Member as AnchorMember, MemberState};
+use crate::format::label::ANCHOR_BLOCKS;
 use crate::types::{BLOCK_BYTES, Pba};
 
 /// One device of the pool.
@@ -21,6 +22,8 @@ pub(super) struct Member {
     pub(super) uuid: Uuid,
     /// What may be done with it.
     pub(super) state: MemberState,
+    /// Copies of the pool's newest anchor that an import did not find on it.
+    pub(super) lacks_anchor: [bool; ANCHOR_BLOCKS.len()],
     /// It is missing, or was removed: nothing is there that could be read or written.
     pub(super) absent: bool,
     /// For I/O of volumes. Declared, and so dropped, before everything that its I/Os name.
@@ -52,6 +55,7 @@ impl Member {
         Ok(Self {
             uuid: Uuid::nil(),
             state: MemberState::Active,
+            lacks_anchor: Default::default(),
             absent: false,
             channel,
             descriptor,

@@ -116,14 +116,16 @@ pub(super) async fn labels(members: &mut [Member], wanted: &ImportPool) -> Resul
     first.ok_or(LvsError::NoPool { disk: String::new() })
 }
 
-/// The newest anchor of the pool on any of the devices. Refuses a device with an older state than it should have.
-pub(super) async fn newest_anchor(members: &[Member], label: &Label) -> Result<Anchor, LvsError> {
+/// The newest anchor of the pool on any of the devices, on which it is noted who lacks it. Refuses a device with an older
+/// state than it should have.
+pub(super) async fn newest_anchor(members: &mut [Member], label: &Label) -> Result<Anchor, LvsError> {
     let mut newest: Option<Anchor> = None;
     let mut features = None;
-    // The checkpoints that each device has, by slot.
+    // The checkpoints that each device has, by slot; and in which of its copies.
     let mut found = Vec::with_capacity(members.len());
-    for member in members {
+    for member in &*members {
         let mut slots = [None; label::ANCHOR_SLOTS as usize];
+        let mut copies = [[None; label::ANCHOR_SLOTS as usize]; label::ANCHOR_BLOCKS.len()];
         for slot in 0..label::ANCHOR_SLOTS {
             let mut unreadable = 0;
             for copy in 0..label::ANCHOR_BLOCKS.len() {
@@ -140,6 +142,7 @@ pub(super) async fn newest_anchor(members: &[Member], label: &Label) -> Result<A
                     Ok(anchor) if anchor.pool == label.pool => {
                         let here = &mut slots[slot as usize];
                         *here = (*here).max(Some(anchor.checkpoint));
+                        copies[copy][slot as usize] = Some(anchor.checkpoint);
                         if newest.as_ref().is_none_or(|n| n.checkpoint < anchor.checkpoint) {
                             newest = Some(anchor);
                         }
@@ -154,7 +157,7 @@ pub(super) async fn newest_anchor(members: &[Member], label: &Label) -> Result<A
                 }
             }
         }
-        found.push(slots);
+        found.push((slots, copies));
     }
     if let Some(flags) = features {
         return Err(LvsError::UnknownFeatures { pool: label.name.clone(), flags });
@@ -165,8 +168,10 @@ pub(super) async fn newest_anchor(members: &[Member], label: &Label) -> Result<A
         let what = "its labels and its checkpoints differ in the size of segments".to_owned();
         return Err(LvsError::Damaged { pool: label.name.clone(), what });
     }
-    for (member, slots) in members.iter().zip(&found) {
-        // A crash leaves a device one checkpoint behind. Where the newest two should stand there may be damage, but
+    for (member, (slots, copies)) in members.iter_mut().zip(&found) {
+        let slot = (newest.checkpoint % label::ANCHOR_SLOTS) as usize;
+        member.lacks_anchor = copies.map(|copy| copy[slot] != Some(newest.checkpoint));
+        // A crash leaves a device one checkpoint behind, and the next import makes up for that first. Where the newest two should stand there may be damage, but
         // not whole ones that are older.
         let stale = [newest.checkpoint, newest.checkpoint.saturating_sub(1)].iter().all(|checkpoint| {
             slots[(checkpoint % label::ANCHOR_SLOTS) as usize].is_some_and(|found| found < *checkpoint)
