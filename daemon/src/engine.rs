@@ -4,7 +4,7 @@
 //! Changes run one at a time, each in a task of its own, so that a client that goes away does not leave one half
 //! done. What was created by request is written to the state folder before the request is answered.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use aio::reactor::CoreHandle;
@@ -81,12 +81,14 @@ pub struct Engine {
     unopened_pools: Mutex<Vec<desired::Pool>>,
     /// Held by the change that is under way.
     pub(crate) change: tokio::sync::Mutex<()>,
+    /// For work that goes on in the background.
+    me: Weak<Self>,
 }
 
 impl Engine {
     /// An engine without devices. `cores` is not empty; the first is home to remote devices.
     pub fn new(node: Node, cores: Vec<CoreHandle>, target: Target, store: Option<StateDir>) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new_cyclic(|me| Self {
             node,
             cores,
             registry: Registry::default(),
@@ -96,6 +98,7 @@ impl Engine {
             unopened: Mutex::default(),
             unopened_pools: Mutex::default(),
             change: tokio::sync::Mutex::default(),
+            me: me.clone(),
         })
     }
 
@@ -453,6 +456,11 @@ impl Engine {
         let before = unopened.len();
         unopened.retain(|p| p.name != name);
         unopened.len() < before
+    }
+
+    /// This engine, for work that goes on in the background; `None` once it ends.
+    pub(crate) fn me(&self) -> Option<Arc<Self>> {
+        self.me.upgrade()
     }
 
     /// What would have to be asked for again after a restart.

@@ -131,6 +131,7 @@ impl Pool {
 
     /// As [`export`](Self::export), and erases the pool from its disks.
     pub async fn destroy(&self) -> Result<(), LvsError> {
+        self.call(|store| async move { store.inner().check_writable() }).await?;
         self.remove_devices();
         self.call(|store| async move { store.destroy().await }).await
     }

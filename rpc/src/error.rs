@@ -34,6 +34,14 @@ pub enum ClientError {
         /// The daemon's answer.
         status: Box<tonic::Status>,
     },
+    /// What the daemon began did not succeed.
+    #[error("cannot {what}: {why}")]
+    Failed {
+        /// What was attempted, on what.
+        what: String,
+        /// Why not.
+        why: String,
+    },
     /// The answer lacks a part that the API promises.
     #[error("cannot {what}: the daemon's answer lacks {part}; are both of one version?")]
     Incomplete {

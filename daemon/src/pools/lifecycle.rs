@@ -36,6 +36,10 @@ pub struct PoolWish {
 pub enum How {
     /// Only one that is on the disks.
     Import,
+    /// The same; with disks missing it is opened for reading only.
+    ImportDegraded,
+    /// One that is on the disks, as they were remembered: those that are not its disks are left out.
+    Restore,
     /// That one, or a new one where there is none.
     ImportOrCreate,
     /// A new one, whatever is on the disks.
@@ -45,7 +49,7 @@ pub enum How {
 impl How {
     fn op(self) -> PoolOp {
         match self {
-            Self::Import => PoolOp::ImportPool,
+            Self::Import | Self::ImportDegraded | Self::Restore => PoolOp::ImportPool,
             Self::ImportOrCreate | Self::Overwrite => PoolOp::CreatePool,
         }
     }
@@ -79,7 +83,7 @@ impl Engine {
 
     /// Opens what the configuration or the state folder says. The caller holds the lock of changes.
     pub(crate) async fn restore_pool(&self, pool: &desired::Pool, origin: Origin) -> Vec<EngineError> {
-        let how = if origin == Origin::Config { How::ImportOrCreate } else { How::Import };
+        let how = if origin == Origin::Config { How::ImportOrCreate } else { How::Restore };
         let wish = PoolWish { name: pool.name.clone(), uuid: None, disks: pool.disks.clone(), how };
         let entry = match self.bring_in(wish, origin).await {
             Ok(entry) => entry,
@@ -122,9 +126,21 @@ impl Engine {
             return Err(PoolError::NoDisks.into());
         }
         self.check_not_open(&wish)?;
-        let disks = self.open_disks(&wish.disks).await?;
+        let mut disks = self.open_disks(&wish.disks).await?;
         let home = self.home_of_next_pool();
-        let opened = match open_on(home, &disks.devices, &wish).await {
+        let mut result = open_on(home.clone(), &disks.devices, &wish).await;
+        while wish.how == How::Restore
+            && disks.members.len() > 1
+            && let Err(LvsError::StaleDisk { disk, .. } | LvsError::NoPool { disk }) = &result
+            && let Some(at) = disks.members.iter().position(|m| m.device == *disk)
+        {
+            // It was about to join or had just left when the daemon ended.
+            warn!(pool = %wish.name, %disk, "the disk is left out: {}", chain_of(&result));
+            disks.devices.remove(at);
+            self.close_disks(&[disks.members.remove(at)]);
+            result = open_on(home.clone(), &disks.devices, &wish).await;
+        }
+        let opened = match result {
             Ok(pool) => self.check_identity_is_free(&pool).map(|()| pool),
             Err(e) => Err(wish.how.op().failed(&wish.name)(e)),
         };
@@ -141,6 +157,7 @@ impl Engine {
         let entry = PoolEntry { pool, members: disks.members, origin };
         self.pools().insert(entry.clone());
         self.adopt_contents(&entry).await;
+        self.resume_removals(&entry).await;
         Ok(entry)
     }
 
@@ -193,7 +210,7 @@ impl Engine {
     }
 
     /// Finds the device among those that are there, or opens it.
-    async fn open_disk(
+    pub(super) async fn open_disk(
         &self,
         text: &str,
         others: &[Member],
@@ -227,7 +244,7 @@ impl Engine {
     }
 
     /// Gives disks back, and closes those that were opened for the pool.
-    fn close_disks(&self, members: &[Member]) {
+    pub(super) fn close_disks(&self, members: &[Member]) {
         for member in members {
             self.registry().claim(&member.device, None);
             if member.owned
@@ -388,6 +405,10 @@ impl Engine {
     }
 }
 
+fn chain_of(result: &Result<lvs::Pool, LvsError>) -> String {
+    result.as_ref().err().map_or_else(String::new, |e| chain(e))
+}
+
 /// How a replica is named while it is not shared.
 pub fn volume_uri(name: &str, uuid: Uuid) -> String {
     format!("bdev:///{}?uuid={uuid}", escape(name, &['%', '?', '#']))
@@ -401,7 +422,11 @@ async fn open_on(
 ) -> Result<lvs::Pool, LvsError> {
     let force = wish.how == How::Overwrite;
     if !force {
-        let spec = ImportPool { name: Some(wish.name.clone()), uuid: wish.uuid, degraded: false };
+        let spec = ImportPool {
+            name: Some(wish.name.clone()),
+            uuid: wish.uuid,
+            degraded: wish.how == How::ImportDegraded,
+        };
         match lvs::Pool::import(home.clone(), devices.to_vec(), spec).await {
             // Only a disk without any pool is written to.
             Err(LvsError::NoPool { .. }) if wish.how == How::ImportOrCreate => {}

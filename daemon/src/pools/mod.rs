@@ -2,17 +2,19 @@
 //!
 //! # Map
 //! - This file: the open pools, and how objects are found in them. - [`lifecycle`]: creating, importing, growing,
-//!   closing. - [`replicas`], [`snapshots`]: changes of what is in them. - [`mod@file`]: the pool file of Mayastor.
+//!   closing. - [`disks`]: disks added and removed. - [`replicas`], [`snapshots`]: changes of what is in them. - [`mod@file`]: the pool file of Mayastor.
 //!
 //! Replicas are devices of the [`registry`](crate::registry) as well, so that they are exported like any other. What
 //! a pool holds, with names, shares and allowed hosts, is recorded on its disks; the state folder only remembers
 //! which disks belong to a pool that was asked for.
 
+pub mod disks;
 pub mod file;
 pub mod lifecycle;
 pub mod replicas;
 pub mod snapshots;
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lvs::info::{SnapshotInfo, VolumeInfo};
@@ -95,6 +97,8 @@ pub struct FoundSnapshot {
 pub struct Pools {
     /// In the order in which they were opened.
     list: Mutex<Vec<PoolEntry>>,
+    /// Why disks could not be emptied, by pool and disk.
+    failures: Mutex<BTreeMap<(Uuid, Uuid), String>>,
 }
 
 impl Pools {
@@ -122,7 +126,20 @@ impl Pools {
         self.lock().push(entry);
     }
 
+    /// Changes which disks a pool has.
+    fn change_members(&self, uuid: Uuid, change: impl FnOnce(&mut Vec<Member>)) {
+        if let Some(entry) = self.lock().iter_mut().find(|e| e.pool.uuid() == uuid) {
+            change(&mut entry.members);
+        }
+    }
+
+    /// Why disks could not be emptied.
+    fn failures(&self) -> MutexGuard<'_, BTreeMap<(Uuid, Uuid), String>> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn remove(&self, uuid: Uuid) {
+        self.failures().retain(|(pool, _), _| *pool != uuid);
         self.lock().retain(|e| e.pool.uuid() != uuid);
     }
 

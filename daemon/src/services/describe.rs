@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use std::time::SystemTime;
 
 use lvs::BLOCK_BYTES;
-use lvs::info::{IoStats as StoreStats, PoolInfo, SnapshotInfo as StoreSnapshot};
+use lvs::info::{DiskInfo, DiskState, IoStats as StoreStats, PoolInfo, SnapshotInfo as StoreSnapshot};
+use rpc::keelson::v1 as own;
 use rpc::mayastor::v1::{
     IoStats, Pool, PoolMetadataInfo, PoolState, PoolType, Replica, ReplicaSpaceUsage, ShareProtocol,
     SnapshotInfo,
@@ -29,7 +30,12 @@ pub(super) fn pool(entry: &PoolEntry, info: &PoolInfo) -> Pool {
         uuid: info.uuid.to_string(),
         name: info.name.clone(),
         disks: entry.members.iter().map(|m| m.uri.clone()).collect(),
-        state: if info.fault.is_none() { PoolState::PoolOnline } else { PoolState::PoolFaulted }.into(),
+        state: match (&info.fault, &info.read_only) {
+            (Some(_), _) => PoolState::PoolFaulted,
+            (None, Some(_)) => PoolState::PoolDegraded,
+            (None, None) => PoolState::PoolOnline,
+        }
+        .into(),
         capacity: info.capacity_bytes,
         used: info.used_bytes,
         pooltype: PoolType::Lvs.into(),
@@ -43,6 +49,26 @@ pub(super) fn pool(entry: &PoolEntry, info: &PoolInfo) -> Pool {
             md_used_pages: info.map_pages,
         }),
     }
+}
+
+/// Disks, and why those that are being emptied could not be.
+pub(super) fn disks(disks: Vec<(DiskInfo, Option<String>)>) -> own::ListDisksResponse {
+    let shown = |(disk, error): (DiskInfo, Option<String>)| own::Disk {
+        index: disk.index,
+        uuid: disk.uuid.to_string(),
+        name: disk.name,
+        state: match disk.state {
+            DiskState::Active => own::DiskState::Active,
+            DiskState::Evacuating => own::DiskState::Evacuating,
+            DiskState::Missing => own::DiskState::Missing,
+        }
+        .into(),
+        size_bytes: disk.size_bytes,
+        used_bytes: disk.used_bytes,
+        live_bytes: disk.live_bytes,
+        error: error.unwrap_or_default(),
+    };
+    own::ListDisksResponse { disks: disks.into_iter().map(shown).collect() }
 }
 
 /// What volumes read from: the snapshots that they were cloned from, and what those were cloned from.

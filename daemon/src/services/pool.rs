@@ -147,6 +147,40 @@ impl OwnPoolRpc for OwnPoolService {
         let entry = self.0.clone().open_pool(wish).await?;
         Ok(Response::new(shown(&entry).await?))
     }
+
+    async fn import_pool(&self, request: Request<own::ImportPoolRequest>) -> Result<Response<Pool>, Status> {
+        let own::ImportPoolRequest { name, uuid, disks, degraded } = request.into_inner();
+        let how = if degraded { How::ImportDegraded } else { How::Import };
+        let wish = PoolWish { name, uuid: given_uuid(uuid)?, disks, how };
+        let entry = self.0.clone().open_pool(wish).await?;
+        Ok(Response::new(shown(&entry).await?))
+    }
+
+    async fn add_disk(
+        &self,
+        request: Request<own::AddDiskRequest>,
+    ) -> Result<Response<own::ListDisksResponse>, Status> {
+        let own::AddDiskRequest { pool, disk, force } = request.into_inner();
+        self.0.clone().add_disk(pool.clone(), disk, force).await?;
+        Ok(Response::new(describe::disks(self.0.disks(&pool).await?)))
+    }
+
+    async fn remove_disk(
+        &self,
+        request: Request<own::RemoveDiskRequest>,
+    ) -> Result<Response<own::ListDisksResponse>, Status> {
+        let own::RemoveDiskRequest { pool, disk } = request.into_inner();
+        self.0.clone().remove_disk(pool.clone(), disk).await?;
+        Ok(Response::new(describe::disks(self.0.disks(&pool).await?)))
+    }
+
+    async fn list_disks(
+        &self,
+        request: Request<own::ListDisksRequest>,
+    ) -> Result<Response<own::ListDisksResponse>, Status> {
+        let own::ListDisksRequest { pool } = request.into_inner();
+        Ok(Response::new(describe::disks(self.0.disks(&pool).await?)))
+    }
 }
 
 #[cfg(test)]

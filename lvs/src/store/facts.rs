@@ -32,7 +32,7 @@ impl Inner {
     }
 
     /// An error when the pool was opened for reading only.
-    pub(super) fn check_writable(&self) -> Result<(), LvsError> {
+    pub(crate) fn check_writable(&self) -> Result<(), LvsError> {
         match &self.read_only {
             Some(why) => Err(LvsError::ReadOnly { pool: self.name.clone(), why: why.clone() }),
             None => Ok(()),

@@ -7,6 +7,7 @@
 mod bdev;
 mod controller;
 mod device;
+mod disks;
 mod pool;
 mod replica;
 mod resource;

@@ -2,8 +2,10 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::Printer;
-use crate::keelson::v1::CreatePoolRequest as OwnCreatePoolRequest;
+use super::{Printer, disks};
+use crate::keelson::v1::{
+    CreatePoolRequest as OwnCreatePoolRequest, ImportPoolRequest as OwnImportPoolRequest,
+};
 use crate::mayastor::v1::{
     CreatePoolRequest, DestroyPoolRequest, ExportPoolRequest, GrowPoolRequest, GrowPoolResponse,
     ImportPoolRequest, ListPoolOptions, Pool, PoolMetadataArgs, PoolState, PoolType, PoolTypeValue,
@@ -55,6 +57,38 @@ pub enum Command {
         /// Kind of pool
         #[arg(short = 't', long = "type", value_enum, default_value_t, value_name = "TYPE")]
         kind: Kind,
+        /// With disks missing: open it for reading only; what is on the missing disks cannot be read
+        #[arg(long)]
+        degraded: bool,
+    },
+    /// Add a disk to a pool in use
+    AddDisk {
+        /// Name or uuid of the pool
+        pool: String,
+        /// Path or device URI
+        disk: String,
+        /// Take the disk whatever is on it; what is on it is lost
+        #[arg(long)]
+        force: bool,
+    },
+    /// Empty a disk, while the pool is in use, and remove it
+    #[command(
+        after_help = "What is on the disk is moved to the others, which takes a while; then it is erased. \
+        It goes on after a restart of the daemon, and when this command is interrupted."
+    )]
+    RemoveDisk {
+        /// Name or uuid of the pool
+        pool: String,
+        /// Path, device URI, or uuid of the disk
+        disk: String,
+        /// Only begin; `pool disks` says how far it is
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// List the disks of a pool
+    Disks {
+        /// Name or uuid of the pool
+        pool: String,
     },
     /// Remove a pool with all its replicas and snapshots
     Destroy(Which),
@@ -116,6 +150,9 @@ pub(super) async fn run(
             let pool = create_or_import(client, command, name).await?;
             printer.line(&pool, &pool.name)
         }
+        Command::AddDisk { .. } | Command::RemoveDisk { .. } | Command::Disks { .. } => {
+            disks::run(client, command, printer).await
+        }
         Command::Destroy(which) => {
             let request = DestroyPoolRequest { name: which.name.clone(), uuid: which.uuid.clone() };
             let answer = client.pool().destroy_pool(request).await;
@@ -166,6 +203,11 @@ async fn create_or_import(client: &Client, command: &Command, name: &str) -> Res
             };
             ("create", client.pool().create_pool(request).await)
         }
+        Command::Import { disks, uuid, degraded: true, .. } => {
+            let request =
+                OwnImportPoolRequest { name: name.clone(), uuid, disks: paths(&disks)?, degraded: true };
+            ("import", client.own_pool().import_pool(request).await)
+        }
         Command::Import { disks, uuid, kind, .. } => {
             let disks = paths(&disks)?;
             let pooltype = PoolType::from(kind).into();
@@ -178,7 +220,7 @@ async fn create_or_import(client: &Client, command: &Command, name: &str) -> Res
 }
 
 /// The daemon runs elsewhere: a relative path means the folder of whoever types it.
-fn absolute(disk: &str) -> Result<String, ClientError> {
+pub(super) fn absolute(disk: &str) -> Result<String, ClientError> {
     if disk.is_empty() || disk.contains("://") || disk.starts_with('/') {
         return Ok(disk.to_owned());
     }
