@@ -6,10 +6,14 @@ mod rig;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use aio::device::{EventSink, Subscription};
 use aio::devices::sim::SimDisk;
-use aio::{BlockDevice, Descriptor, Lba};
-use lvs::info::{CreatePool, CreateVolume, ImportPool};
+use aio::{
+    BlockCount, BlockDevice, Capabilities, Descriptor, DeviceError, Geometry, IoChannel, Lba, LocalBoxFuture,
+};
+use lvs::info::{CreatePool, CreateVolume, DiskState, ImportPool};
 use lvs::{LvsError, Pool, Volume};
 use rig::{Rig, Rng, on};
 
@@ -69,12 +73,17 @@ fn findings(rig: &Rig, disks: &[&SimDisk]) -> Vec<String> {
 /// A pool on disks of 40 MiB with a volume whose map has interior pages; block `b` of it holds `b + 1`.
 fn filled(rig: &Rig, disks: &[&SimDisk]) -> (Pool, Arc<Volume>) {
     let pool = create(rig, disks);
-    let volume = thin(rig, &pool, "v", 8 * MIB);
+    let volume = fill(rig, &pool);
+    (pool, volume)
+}
+
+fn fill(rig: &Rig, pool: &Pool) -> Arc<Volume> {
+    let volume = thin(rig, pool, "v", 8 * MIB);
     let d = open(rig, &volume);
     (0..BLOCKS).for_each(|block| write(rig, &d, block * 2, block + 1));
     rig.run(pool.checkpoint()).unwrap();
     rig.run(d.close());
-    (pool, volume)
+    volume
 }
 
 const BLOCKS: u64 = 600;
@@ -478,4 +487,129 @@ fn a_removal_is_safe_at_every_write() {
 /// Both labels are gone.
 fn known_empty(disk: &SimDisk) -> bool {
     [0, 8].iter().all(|&b| disk.block(Lba(b)).iter().all(|&byte| byte == 0))
+}
+
+/// A disk that cannot read a range: exactly its blocks are errors, and it leaves once nothing needs them.
+#[test]
+fn a_disk_with_bad_blocks_is_emptied_when_nothing_needs_them_any_more() {
+    let rig = Rig::new();
+    let (a, b) = (rig.disk("a", 4096, 40, true, 1), rig.disk("b", 4096, 40, true, 2));
+    let (pool, volume) = filled(&rig, &[&a, &b]);
+    rig.run(pool.export()).unwrap();
+    // Where blocks 100 to 119 of the volume are, by their stamps.
+    let stamped = |disk: &SimDisk, stamp: u64| {
+        blocks_that(disk, 40, |block| block.chunks_exact(8).all(|c| c == stamp.to_le_bytes())).pop()
+    };
+    let disk = if stamped(&a, 101).is_some() { &a } else { &b };
+    let name = if stamped(&a, 101).is_some() { "a" } else { "b" };
+    let places: Vec<Lba> = (101..121).map(|stamp| stamped(disk, stamp).unwrap()).collect();
+    let pool = import(&rig, &[&a, &b]).unwrap();
+    places.iter().for_each(|&lba| disk.damage(lba));
+    let d = open(&rig, &pool.volume(volume.uuid()).unwrap());
+    for block in 0..BLOCKS {
+        let want = if (100..120).contains(&block) { None } else { Some(block + 1) };
+        assert_eq!(read(&rig, &d, block * 2), want, "block {block}");
+    }
+    let stays = rig.run(pool.remove_disk(name.to_owned())).unwrap_err();
+    assert!(matches!(&stays, LvsError::DiskStays { why, .. } if why.contains("20 blocks")), "{stays}");
+    // What could be moved was, and the pool goes on.
+    assert_eq!(rig.run(pool.info()).unwrap().fault, None);
+    let left = rig.run(pool.disks()).unwrap().into_iter().find(|disk| disk.name == name).unwrap();
+    assert_eq!((left.state, left.live_bytes), (DiskState::Evacuating, 20 * BLOCK));
+    (100..120).for_each(|block| write(&rig, &d, block * 2, block + 1));
+    rig.run(pool.remove_disk(name.to_owned())).unwrap();
+    rig.run(d.close());
+    assert_filled(&rig, &pool, &volume);
+    rig.run(pool.export()).unwrap();
+    let other = if name == "a" { &b } else { &a };
+    assert_eq!(findings(&rig, &[other]), Vec::<String>::new());
+}
+
+/// A disk of which only a part was there when the pool was made.
+struct Part {
+    of: Arc<dyn BlockDevice>,
+    blocks: AtomicU64,
+}
+
+impl Part {
+    fn new(disk: &SimDisk, blocks: u64) -> Arc<Self> {
+        Arc::new(Self { of: on(disk), blocks: AtomicU64::new(blocks) })
+    }
+}
+
+impl BlockDevice for Part {
+    fn name(&self) -> &str {
+        self.of.name()
+    }
+
+    fn uuid(&self) -> uuid::Uuid {
+        self.of.uuid()
+    }
+
+    fn driver(&self) -> &'static str {
+        self.of.driver()
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.of.geometry()
+    }
+
+    fn size(&self) -> BlockCount {
+        BlockCount(self.blocks.load(Ordering::Relaxed))
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.of.capabilities()
+    }
+
+    fn incarnation(&self) -> Option<u128> {
+        self.of.incarnation()
+    }
+
+    fn subscribe(&self, sink: EventSink) -> Subscription {
+        self.of.subscribe(sink)
+    }
+
+    fn remove(&self) {
+        self.of.remove();
+    }
+
+    fn open_channel(&self) -> LocalBoxFuture<'_, Result<Box<dyn IoChannel>, DeviceError>> {
+        self.of.open_channel()
+    }
+}
+
+/// Every write of a growth: the pool has one size or the other, and everything that was in it.
+#[test]
+fn a_growth_is_safe_at_every_write() {
+    let (mut smaller, mut larger) = (0, 0);
+    for n in 1.. {
+        let rig = Rig::new();
+        let disk = rig.disk("a", 4096, 40, true, n);
+        let part = Part::new(&disk, 24 * 256);
+        let spec = CreatePool { name: "tpool".to_owned(), uuid: None, force: false };
+        let pool = rig.run(Pool::create(rig.home(), vec![part.clone()], spec)).unwrap();
+        let volume = fill(&rig, &pool);
+        let before = rig.run(pool.info()).unwrap().capacity_bytes;
+        let d = open(&rig, &volume);
+        (0..50).for_each(|block| write(&rig, &d, block * 2, block + 1));
+        rig.run(d.flush()).unwrap();
+        rig.run(d.close());
+        part.blocks.store(40 * 256, Ordering::Relaxed);
+        let cut = cut_at_write(&rig, &[&disk], &pool, n, async { pool.grow().await.map(|_| ()) });
+        assert_eq!(findings(&rig, &[&disk]), Vec::<String>::new(), "write {n}");
+        let pool = import(&rig, &[&disk]).unwrap();
+        match rig.run(pool.info()).unwrap().capacity_bytes > before {
+            true => larger += 1,
+            false => smaller += 1,
+        }
+        assert_filled(&rig, &pool, &volume);
+        rig.run(pool.grow()).unwrap();
+        assert!(rig.run(pool.info()).unwrap().capacity_bytes > before);
+        assert_filled(&rig, &pool, &volume);
+        if !cut {
+            break;
+        }
+    }
+    assert!(smaller > 2 && larger > 0, "{smaller} {larger}");
 }
