@@ -138,6 +138,16 @@ pub enum LvsError {
         /// Why.
         why: String,
     },
+    /// Every volume and clone takes a number of the pool for good, and there are no more.
+    #[error(
+        "pool {pool} has made {most} volumes and clones in its life, as many as a pool can; use another pool"
+    )]
+    LinesUsedUp {
+        /// Which pool.
+        pool: String,
+        /// As many as there are.
+        most: u32,
+    },
     /// No such disk in the pool.
     #[error("pool {pool} has no disk {disk}; its disks are: {disks}")]
     NoSuchDisk {

@@ -58,6 +58,8 @@ pub struct PoolInfo {
     pub map_pages: u64,
     /// What was written to the devices since the pool was opened.
     pub written: Written,
+    /// What went wrong on the disks.
+    pub errors: DiskErrors,
 }
 
 /// Bytes written to the devices of a pool since it was opened, by what they are. Anchors and labels are left out.
@@ -79,6 +81,17 @@ impl Written {
         let all = self.data_bytes + self.header_bytes + self.moved_bytes + self.page_bytes;
         (self.data_bytes > 0).then(|| all as f64 / self.data_bytes as f64)
     }
+}
+
+/// What went wrong on a pool's disks since it was opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct DiskErrors {
+    /// Reads of data that a disk failed.
+    pub reads: u64,
+    /// Blocks of data that were not what was written.
+    pub checksums: u64,
+    /// Map pages that could not be read from their first place; of interior ones there is a copy.
+    pub map_pages: u64,
 }
 
 /// What is done with a disk.

@@ -510,6 +510,8 @@ fn a_disk_with_bad_blocks_is_emptied_when_nothing_needs_them_any_more() {
         let want = if (100..120).contains(&block) { None } else { Some(block + 1) };
         assert_eq!(read(&rig, &d, block * 2), want, "block {block}");
     }
+    let errors = rig.run(pool.info()).unwrap().errors;
+    assert_eq!((errors.reads, errors.checksums, errors.map_pages), (20, 0, 0));
     let stays = rig.run(pool.remove_disk(name.to_owned())).unwrap_err();
     assert!(matches!(&stays, LvsError::DiskStays { why, .. } if why.contains("20 blocks")), "{stays}");
     // What could be moved was, and the pool goes on.
@@ -586,7 +588,7 @@ fn a_growth_is_safe_at_every_write() {
     for n in 1.. {
         let rig = Rig::new();
         let disk = rig.disk("a", 4096, 40, true, n);
-        let part = Part::new(&disk, 24 * 256);
+        let part = Part::new(&disk, 28 * 256);
         let spec = CreatePool { name: "tpool".to_owned(), uuid: None, force: false };
         let pool = rig.run(Pool::create(rig.home(), vec![part.clone()], spec)).unwrap();
         let volume = fill(&rig, &pool);
@@ -612,4 +614,31 @@ fn a_growth_is_safe_at_every_write() {
         }
     }
     assert!(smaller > 2 && larger > 0, "{smaller} {larger}");
+}
+
+/// H10: the superblocks of one disk are enough, when those of the other cannot be read, or are wrong.
+#[test]
+fn h10_the_anchors_of_one_disk_are_enough() {
+    for damaged in 0..2 {
+        for flip in [true, false] {
+            let rig = Rig::new();
+            let disks = [rig.disk("a", 4096, 40, true, 1), rig.disk("b", 4096, 40, true, 2)];
+            let disks = [&disks[0], &disks[1]];
+            let (pool, volume) = filled(&rig, &disks);
+            crash(&rig, pool, &disks);
+            for block in 16..144 {
+                match flip {
+                    true if disks[damaged].block(Lba(block)).iter().any(|&b| b != 0) => {
+                        disks[damaged].flip_bit(Lba(block), 700);
+                    }
+                    true => {}
+                    false => disks[damaged].damage(Lba(block)),
+                }
+            }
+            let pool = import(&rig, &disks).unwrap();
+            assert_filled(&rig, &pool, &volume);
+            rig.run(pool.export()).unwrap();
+            assert_eq!(findings(&rig, &disks), Vec::<String>::new());
+        }
+    }
 }

@@ -15,6 +15,7 @@ pub(super) async fn pools(page: &mut Page, engine: &Engine) {
         }
     }
     pool_gauges(page, &infos);
+    disk_errors(page, &infos);
     let io: Vec<_> = infos.iter().map(|(info, io)| (vec![("pool", info.name.as_str())], *io)).collect();
     counters(page, ["keelson_pool_commands_total", "keelson_pool_bytes_total"], &io);
     replicas(page, &engine.replicas().await.unwrap_or_default());
@@ -23,7 +24,9 @@ pub(super) async fn pools(page: &mut Page, engine: &Engine) {
 fn pool_gauges(page: &mut Page, infos: &[(PoolInfo, IoStats)]) {
     type Read = fn(&PoolInfo) -> u64;
     let rows: [(&'static str, &'static str, Read); 8] = [
-        ("keelson_pool_up", "Whether a pool takes writes.", |p| p.fault.is_none().into()),
+        ("keelson_pool_up", "Whether a pool takes writes.", |p| {
+            (p.fault.is_none() && p.read_only.is_none()).into()
+        }),
         ("keelson_pool_capacity_bytes", "What replicas can hold.", |p| p.capacity_bytes),
         ("keelson_pool_used_bytes", "What replicas and snapshots hold.", |p| p.used_bytes),
         ("keelson_pool_committed_bytes", "Sum of the sizes of the replicas.", |p| p.committed_bytes),
@@ -36,6 +39,17 @@ fn pool_gauges(page: &mut Page, infos: &[(PoolInfo, IoStats)]) {
         let mut metric = page.metric(name, Kind::Gauge, help);
         for (info, _) in infos {
             metric.sample(&[("pool", &info.name)], read(info));
+        }
+    }
+}
+
+fn disk_errors(page: &mut Page, infos: &[(PoolInfo, IoStats)]) {
+    let help = "Reads that a disk failed, blocks with a wrong checksum, map pages with either.";
+    let mut metric = page.metric("keelson_pool_disk_errors_total", Kind::Counter, help);
+    for (info, _) in infos {
+        let e = &info.errors;
+        for (kind, n) in [("read", e.reads), ("checksum", e.checksums), ("map", e.map_pages)] {
+            metric.sample(&[("pool", info.name.as_str()), ("kind", kind)], n);
         }
     }
 }

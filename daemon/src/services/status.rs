@@ -105,7 +105,7 @@ fn store_code(op: PoolOp, error: &LvsError) -> Code {
             | L::Damaged { .. }
             | L::UnknownFeatures { .. },
         ) => Code::InvalidArgument,
-        (_, L::Memory { .. }) => Code::ResourceExhausted,
+        (_, L::Memory { .. } | L::LinesUsedUp { .. }) => Code::ResourceExhausted,
         (_, L::Device { .. } | L::Io { .. } | L::Encode { .. }) => Code::Internal,
     }
 }

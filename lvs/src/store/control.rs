@@ -9,6 +9,7 @@ use aio::DmaBuf;
 use uuid::Uuid;
 
 use super::budget::KEEP_FROM_CATALOGUE;
+use super::catalogue::MAX_LINES;
 use super::lines::Line;
 use super::log::Flow;
 use super::{Inner, Store};
@@ -46,6 +47,7 @@ impl Store {
         let volume = {
             let inner = self.inner();
             inner.check_new(spec.uuid, &spec.name)?;
+            inner.check_lines()?;
             let capacity_bytes = inner.space.capacity_bytes();
             if size_bytes > capacity_bytes {
                 return Err(LvsError::TooLarge { pool: inner.name.clone(), size_bytes, capacity_bytes });
@@ -71,6 +73,7 @@ impl Store {
         let volume = {
             let inner = self.inner();
             inner.check_new(spec.uuid, &spec.name)?;
+            inner.check_lines()?;
             let source = inner.snapshot(snapshot)?;
             if source.discarded {
                 return Err(inner.not_found("snapshot", snapshot));
@@ -352,6 +355,14 @@ pub(crate) fn check_name(name: &str) -> Result<(), LvsError> {
 }
 
 impl Inner {
+    /// Is there a number for another line?
+    fn check_lines(&self) -> Result<(), LvsError> {
+        match self.catalogue.next_line < MAX_LINES {
+            true => Ok(()),
+            false => Err(LvsError::LinesUsedUp { pool: self.name.clone(), most: MAX_LINES }),
+        }
+    }
+
     fn check_new(&self, uuid: Option<Uuid>, name: &str) -> Result<(), LvsError> {
         let exists = |what, name: String| Err(LvsError::Exists { what, name, pool: self.name.clone() });
         if uuid == Some(self.uuid) {

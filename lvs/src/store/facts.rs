@@ -12,7 +12,9 @@ use super::write::MAX_PAYLOAD_BLOCKS;
 use crate::LvsError;
 use crate::format::anchor::MemberState;
 use crate::format::catalog::{Change, Object, SnapshotObject, VolumeObject};
-use crate::info::{DiskInfo, DiskState, PoolInfo, SnapshotInfo, VolumeInfo, VolumeProperties, Written};
+use crate::info::{
+    DiskErrors, DiskInfo, DiskState, PoolInfo, SnapshotInfo, VolumeInfo, VolumeProperties, Written,
+};
 use crate::types::{BLOCK_BYTES, MAX_VOLUME_BYTES, Pba, Seq};
 use crate::volume::CHANNEL_DEPTH;
 
@@ -230,6 +232,11 @@ impl Inner {
                 header_bytes: bytes(written.headers),
                 moved_bytes: bytes(written.moved),
                 page_bytes: bytes(written.pages),
+            },
+            errors: DiskErrors {
+                reads: self.read_errors,
+                checksums: self.checksum_errors,
+                map_pages: self.page_errors,
             },
         }
     }

@@ -121,6 +121,9 @@ pub(super) async fn labels(members: &mut [Member], wanted: &ImportPool) -> Resul
 pub(super) async fn newest_anchor(members: &mut [Member], label: &Label) -> Result<Anchor, LvsError> {
     let mut newest: Option<Anchor> = None;
     let mut features = None;
+    // How many devices cannot read a slot at all, and why.
+    let mut lost = [0; label::ANCHOR_SLOTS as usize];
+    let mut unreadable_slot = None;
     // The checkpoints that each device has, by slot; and in which of its copies.
     let mut found = Vec::with_capacity(members.len());
     for member in &*members {
@@ -131,12 +134,15 @@ pub(super) async fn newest_anchor(members: &mut [Member], label: &Label) -> Resu
             for copy in 0..label::ANCHOR_BLOCKS.len() {
                 let bytes = match read(member, label::anchor_block(copy, slot), MAX_ANCHOR_BYTES).await {
                     Ok(bytes) => bytes,
-                    // The other copy may be readable; without both, the newest checkpoint may be what is lost.
-                    Err(_) if unreadable + 1 < label::ANCHOR_BLOCKS.len() => {
+                    // The other copy may be readable, or those of the other devices.
+                    Err(error) => {
                         unreadable += 1;
+                        if unreadable == label::ANCHOR_BLOCKS.len() {
+                            lost[slot as usize] += 1;
+                            unreadable_slot = Some(error);
+                        }
                         continue;
                     }
-                    Err(error) => return Err(error),
                 };
                 match Anchor::decode(&bytes) {
                     Ok(anchor) if anchor.pool == label.pool => {
@@ -158,6 +164,10 @@ pub(super) async fn newest_anchor(members: &mut [Member], label: &Label) -> Resu
             }
         }
         found.push((slots, copies));
+    }
+    // Nowhere: the newest checkpoint may be what is lost.
+    if let Some(error) = unreadable_slot.filter(|_| lost.contains(&members.len())) {
+        return Err(error);
     }
     if let Some(flags) = features {
         return Err(LvsError::UnknownFeatures { pool: label.name.clone(), flags });
