@@ -1,5 +1,7 @@
 //! What the control side asks for and is told: plain data.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
 
 use uuid::Uuid;
@@ -238,6 +240,35 @@ pub struct IoStats {
     pub unmapped_bytes: u64,
 }
 
+/// What the offline checker is to do.
+#[derive(Clone, Debug, Default)]
+pub struct CheckWish {
+    /// Read every block of data and compare its checksum.
+    pub data: bool,
+    /// Where it says how far it is.
+    pub progress: Arc<CheckProgress>,
+}
+
+impl CheckWish {
+    /// Everything that there is to check.
+    pub fn everything() -> Self {
+        Self { data: true, ..Self::default() }
+    }
+}
+
+/// How far the offline checker is. It counts up; read it from anywhere.
+#[derive(Debug, Default)]
+pub struct CheckProgress {
+    /// Map pages that were looked at.
+    pub pages: AtomicU64,
+    /// Blocks of data that were found in them.
+    pub blocks: AtomicU64,
+    /// Blocks of data that the pool says it has; 0 = not known yet.
+    pub blocks_in_all: AtomicU64,
+    /// Bytes of data that were read.
+    pub verified_bytes: AtomicU64,
+}
+
 /// What the offline checker found.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct CheckReport {
@@ -259,4 +290,6 @@ pub struct CheckReport {
     pub wrong: u64,
     /// What is wrong, in words: the first thousand.
     pub findings: Vec<String>,
+    /// Of that, what [`repair`](crate::repair) can make right, in words.
+    pub repairable: Vec<String>,
 }

@@ -21,6 +21,6 @@ pub mod types;
 mod volume;
 
 pub use error::LvsError;
-pub use pool::{Pool, check};
+pub use pool::{Pool, check, repair};
 pub use types::{BLOCK_BYTES, BlockNo, LineId, PagePtr, Pba, Place, SegmentId, Seq, Version};
 pub use volume::Volume;

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::LvsError;
 use crate::format::catalog::{SnapshotObject, VolumeObject};
 use crate::info::{
-    CheckReport, CreatePool, CreateSnapshot, CreateVolume, DiskInfo, ImportPool, IoStats, PoolInfo,
+    CheckReport, CheckWish, CreatePool, CreateSnapshot, CreateVolume, DiskInfo, ImportPool, IoStats, PoolInfo,
     SnapshotInfo, VolumeInfo, VolumeProperties,
 };
 use crate::store::{Store, Target, open_stores};
@@ -37,18 +37,29 @@ struct Shared {
     counters: Arc<Counters>,
 }
 
-/// Looks at a pool that is not open, without writing: labels, newest checkpoint, tables, every page of every map, the log,
-/// and (`data`) every block of data. What is wrong is in the report; an error means that it could not be looked at.
+/// Looks at a pool that is not open, without writing: labels, anchors, tables, every page of every map, the log,
+/// and, when that is asked for, every block of data. What is wrong is in the report; an error means that it could not be
+/// looked at. `devices` are all of its disks, and nobody else may use them meanwhile.
 pub async fn check(
     home: CoreHandle,
     devices: Vec<Arc<dyn BlockDevice>>,
-    data: bool,
+    wish: CheckWish,
 ) -> Result<CheckReport, LvsError> {
     let looked = home.call(move || async move {
         let core = Core::current().expect("invariant: calls run on a core");
-        Store::inspect(&core, devices, data).await
+        Store::inspect(&core, devices, wish).await
     });
     looked.await.map_err(|_| LvsError::Closed { pool: String::new() })?
+}
+
+/// Makes right what [`CheckReport::repairable`] lists, as it is found now. Returns what was done, in words. A crash meanwhile
+/// leaves the pool as it was, or repaired.
+pub async fn repair(home: CoreHandle, devices: Vec<Arc<dyn BlockDevice>>) -> Result<Vec<String>, LvsError> {
+    let repaired = home.call(move || async move {
+        let core = Core::current().expect("invariant: calls run on a core");
+        Store::repair(&core, devices).await
+    });
+    repaired.await.map_err(|_| LvsError::Closed { pool: String::new() })?
 }
 
 impl Pool {

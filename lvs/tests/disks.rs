@@ -67,7 +67,7 @@ fn read(rig: &Rig, d: &Descriptor, block: u64) -> Option<u64> {
 }
 
 fn findings(rig: &Rig, disks: &[&SimDisk]) -> Vec<String> {
-    rig.run(lvs::check(rig.home(), powered(disks), true)).unwrap().findings
+    rig.run(lvs::check(rig.home(), powered(disks), lvs::info::CheckWish::everything())).unwrap().findings
 }
 
 /// A pool on disks of 40 MiB with a volume whose map has interior pages; block `b` of it holds `b + 1`.

@@ -47,7 +47,7 @@ fn import(rig: &Rig, disks: &[&SimDisk]) -> Pool {
 /// The offline checker finds nothing wrong.
 fn assert_clean(rig: &Rig, disks: &[&SimDisk], what: &str) {
     let devices = disks.iter().map(|d| on(d)).collect();
-    let report = rig.run(lvs::check(rig.home(), devices, true)).unwrap();
+    let report = rig.run(lvs::check(rig.home(), devices, lvs::info::CheckWish::everything())).unwrap();
     assert_eq!(report.findings, Vec::<String>::new(), "{what}");
 }
 

@@ -200,7 +200,7 @@ impl Store {
 
     /// What was found goes on as a delta of the usual size, so that the next tail is bounded as well; when it is more
     /// than that, it is merged before anything is added.
-    async fn fit_delta(self: &Rc<Self>) -> Result<(), LvsError> {
+    pub(super) async fn fit_delta(self: &Rc<Self>) -> Result<(), LvsError> {
         let fits = {
             let (points, ranges) = self.inner().active.len();
             points + CLEANER_UPDATES <= DELTA_UPDATES && ranges <= DELTA_RANGES

@@ -27,7 +27,7 @@ impl Store {
         clean
     }
 
-    async fn checkpoint_cleanly(self: &Rc<Self>) -> Result<(), LvsError> {
+    pub(super) async fn checkpoint_cleanly(self: &Rc<Self>) -> Result<(), LvsError> {
         // The first merges what there is, the second finds nothing newer.
         self.checkpoint(false).await?;
         self.checkpoint(true).await
@@ -74,7 +74,7 @@ impl Store {
     }
 
     pub(super) async fn close(&self) {
-        open_stores::remove(self.inner().uuid);
+        open_stores::remove(self);
         let _no_more = self.checkpoints.enter().await;
         self.closed.set(true);
         let members = core::mem::take(&mut self.inner().members);

@@ -42,6 +42,7 @@ mod note;
 mod occupied;
 mod pages;
 mod read;
+mod readonly;
 mod seal;
 mod sg;
 mod slab;
@@ -737,7 +738,8 @@ pub(crate) mod open_stores {
         OPEN.with(|open| open.borrow_mut().push((pool, store)));
     }
 
-    pub(crate) fn remove(pool: Uuid) {
-        OPEN.with(|open| open.borrow_mut().retain(|(uuid, _)| *uuid != pool));
+    /// One that was never added may be of a pool that is open by now.
+    pub(crate) fn remove(store: &Store) {
+        OPEN.with(|open| open.borrow_mut().retain(|(_, other)| !core::ptr::eq(&raw const **other, store)));
     }
 }

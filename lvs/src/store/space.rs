@@ -299,6 +299,13 @@ impl Space {
         }
     }
 
+    /// The offline checker counted the live blocks of a segment.
+    pub(crate) fn set_live(&mut self, id: SegmentId, live: u32) {
+        if let Some(segment) = self.get_mut(id) {
+            segment.live = live;
+        }
+    }
+
     /// A block of that address is referred to from now on.
     pub(crate) fn add_live(&mut self, pba: Pba) {
         self.count(pba, |live| live.saturating_add(1));

@@ -435,7 +435,9 @@ pub(crate) fn end(rig: &Rig, disks: &[Disk], pool: &Pool) {
 /// The offline checker finds nothing, and writes nothing.
 pub(crate) fn check_image(rig: &Rig, disks: &[Disk]) -> Result<(), String> {
     let devices = disks.iter().map(Disk::device).collect();
-    let report = rig.run(lvs::check(rig.home(), devices, true)).map_err(|e| format!("check: {e}"))?;
+    let report = rig
+        .run(lvs::check(rig.home(), devices, lvs::info::CheckWish::everything()))
+        .map_err(|e| format!("check: {e}"))?;
     if let Some(finding) = report.findings.first() {
         return Err(format!("the checker finds: {finding}"));
     }

@@ -69,7 +69,7 @@ pub(crate) fn walk(seed: u64, walk: Walk) {
         // Dropped first: what it has open goes with the pool.
         let (model, next) = (live.model.borrow().clone(), live.next());
         drop(live);
-        let report = rig.run(lvs::check(rig.home(), devices(), true)).unwrap();
+        let report = rig.run(lvs::check(rig.home(), devices(), lvs::info::CheckWish::everything())).unwrap();
         assert_eq!(report.findings, Vec::<String>::new());
         let pool = rig.run(Pool::import(rig.home(), devices(), ImportPool::default())).unwrap();
         live = Live::new(rig.clone(), pool, model, None, next);
