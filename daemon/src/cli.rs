@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use rpc::cli::{GlobalArgs, Printer};
 
+use crate::check::CheckArgs;
 use crate::demo::DemoArgs;
 use crate::error::chain;
 use crate::perf::args::PerfArgs;
@@ -44,6 +45,9 @@ Measure:
 
 Exit codes: 0 done; 1 it failed, and stderr says why and what to do; 2 wrong arguments.";
 
+/// Status of a `pool check` that could not look.
+const CANNOT_LOOK: u8 = 2;
+
 /// Commands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
@@ -53,9 +57,22 @@ pub enum Command {
     Demo(DemoArgs),
     /// Generate load on devices and measure them; `perf resource` asks a running daemon
     Perf(PerfArgs),
+    /// Pools: storage of one or more disks
+    #[command(subcommand)]
+    Pool(PoolCommand),
     /// Asks a running daemon.
     #[command(flatten)]
     Client(rpc::cli::Command),
+}
+
+/// Commands of `pool`.
+#[derive(Subcommand, Debug)]
+pub enum PoolCommand {
+    /// Look whether everything is right with a pool that is not open; asks no daemon
+    Check(CheckArgs),
+    /// Asks a running daemon.
+    #[command(flatten)]
+    Client(rpc::cli::PoolCommand),
 }
 
 /// Runs the command line of this process.
@@ -66,11 +83,15 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(e) if is_closed_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
-            // stderr may be closed as well, and then there is nobody to tell.
-            let _ = writeln!(std::io::stderr(), "Error: {}", chain(e.as_ref()));
+            tell(&e);
             ExitCode::FAILURE
         }
     }
+}
+
+fn tell(error: &anyhow::Error) {
+    // stderr may be closed as well, and then there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "Error: {}", chain(error.as_ref()));
 }
 
 fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
@@ -89,6 +110,23 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Client(command) => {
             let mut printer = Printer::new(&cli.globals, &mut stdout, colour);
             runtime.block_on(rpc::cli::run(&cli.globals, command, &mut printer))?;
+        }
+        Command::Pool(PoolCommand::Client(command)) => {
+            let mut printer = Printer::new(&cli.globals, &mut stdout, colour);
+            runtime.block_on(rpc::cli::run_pool(&cli.globals, command, &mut printer))?;
+        }
+        Command::Pool(PoolCommand::Check(args)) => {
+            let checked = runtime.block_on(crate::check::main(&cli.globals, args, &mut stdout));
+            return match checked {
+                Ok(true) => Ok(ExitCode::SUCCESS),
+                Ok(false) => Ok(ExitCode::FAILURE),
+                Err(e) if is_closed_pipe(&e) => Err(e),
+                // That nothing could be looked at is another matter than that something is wrong.
+                Err(e) => {
+                    tell(&e);
+                    Ok(ExitCode::from(CANNOT_LOOK))
+                }
+            };
         }
         Command::Perf(PerfArgs { daemon: Some(command), .. }) => {
             let mut printer = Printer::new(&cli.globals, &mut stdout, colour);

@@ -8,7 +8,7 @@
 //!   restarts.
 //! - [`services`]: gRPC. - `metrics`: Prometheus. - [`log`]: log lines.
 //! - [`host`]: disks of the host and what the process uses.
-//! - [`perf`]: the load generator. - [`demo`]: everything in one go.
+//! - [`perf`]: the load generator. - [`check`]: the offline checker. - [`demo`]: everything in one go.
 //! - [`error`]: what a control request can fail with.
 //!
 //! # Threads
@@ -16,6 +16,7 @@
 //! only; the two sides talk through the mailboxes of the cores.
 #![deny(unsafe_code)]
 
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod demo;

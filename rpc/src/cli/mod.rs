@@ -21,6 +21,7 @@ use std::io::Write;
 use clap::{ArgAction, Args, Subcommand};
 use serde::Serialize;
 
+pub use pool::Command as PoolCommand;
 pub use resource::PerfCommand;
 
 use crate::output::{Format, Table, Units, write_json};
@@ -63,9 +64,6 @@ pub enum Command {
     /// Block devices of the daemon: create, destroy, list, share, unshare
     #[command(subcommand)]
     Bdev(bdev::Command),
-    /// Pools: storage of one or more disks
-    #[command(subcommand)]
-    Pool(pool::Command),
     /// Replicas: volumes of a pool
     #[command(subcommand)]
     Replica(replica::Command),
@@ -163,7 +161,6 @@ pub async fn run(
     let client = connect(globals, printer).await?;
     match command {
         Command::Bdev(c) => bdev::run(&client, c, printer).await,
-        Command::Pool(c) => pool::run(&client, c, printer).await,
         Command::Replica(c) => replica::run(&client, c, printer).await,
         Command::Snapshot(c) => snapshot::run(&client, c, printer).await,
         Command::Stats(c) => stats::run(&client, c, printer).await,
@@ -172,6 +169,16 @@ pub async fn run(
         Command::Controller(c) => controller::run(&client, c, printer).await,
         Command::Subsystem(c) => subsystem::run(&client, c, printer).await,
     }
+}
+
+/// Runs one command of `pool`.
+pub async fn run_pool(
+    globals: &GlobalArgs,
+    command: &PoolCommand,
+    printer: &mut Printer<'_>,
+) -> Result<(), ClientError> {
+    let client = connect(globals, printer).await?;
+    pool::run(&client, command, printer).await
 }
 
 /// Runs `perf resource`.
