@@ -3,12 +3,13 @@
 //! # Map
 //! - [`cells`]: the table: throughput and latency, raw and lvs in turn. - [`pressure`]: nearly full, beyond the map
 //!   cache, checkpoints. - [`control`]: create, snapshot, clone; import of a pool whose process was killed.
-//! - [`rig`]: reactor, files, pools. - [`load`]: the I/O. - [`counted`]: a device that counts what the store asks of it.
+//! - [`cores`]: from another core than the pool's. - [`rig`]: reactor, files, pools. - [`load`]: the I/O. - [`counted`]: a device that counts what the store asks of it.
 //!
 //! All names begin with `lvs`, so `--only lvs` is this group, and `--only "lvs import"` a part of it.
 
 mod cells;
 mod control;
+mod cores;
 mod counted;
 mod load;
 mod pressure;
@@ -45,9 +46,11 @@ pub(crate) fn is_meant(only: &str) -> bool {
 
 /// Prints all figures; returns those that miss their goal.
 pub(crate) fn run(settings: &Settings<'_>) -> Result<Vec<String>> {
+    let other = cores::other_than(settings.core)?;
     crate::pin::pin(settings.core);
     let mut missed = cells::run(settings)?;
     missed.extend(pressure::run(settings)?);
     missed.extend(control::run(settings)?);
+    cores::run(settings, other)?;
     Ok(missed)
 }

@@ -34,6 +34,11 @@ impl Rig {
         Ok(Self { reactor: RefCell::new(reactor) })
     }
 
+    /// The reactor, for others.
+    pub(crate) fn handle(&self) -> aio::CoreHandle {
+        self.reactor.borrow().core().handle()
+    }
+
     /// Turns until the future is ready.
     pub(crate) fn run<T>(&self, future: impl Future<Output = T>) -> Result<T> {
         let mut future = pin!(future);
