@@ -214,7 +214,7 @@ fn what_is_no_pool_or_not_all_of_it_ends_with_2() {
     let names = disks.names();
     let (status, out, err) = check(&names[..1]);
     assert_eq!((status, out.as_str()), (Some(2), ""));
-    assert!(err.contains("has 2 disks and 1 of them are missing"), "{err}");
+    assert!(err.contains("has 2 disks, and these are missing"), "{err}");
 
     let other = Disks::new(1);
     let empty = other.names()[0];

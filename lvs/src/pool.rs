@@ -11,8 +11,8 @@ use uuid::Uuid;
 use crate::LvsError;
 use crate::format::catalog::{SnapshotObject, VolumeObject};
 use crate::info::{
-    CheckReport, CheckWish, CreatePool, CreateSnapshot, CreateVolume, DiskInfo, ImportPool, IoStats, PoolInfo,
-    SnapshotInfo, VolumeInfo, VolumeProperties,
+    CheckReport, CheckWish, CreatePool, CreateSnapshot, CreateVolume, DiskInfo, ImportPool, IoStats,
+    PoolInfo, SnapshotInfo, VolumeInfo, VolumeProperties,
 };
 use crate::store::{Store, Target, open_stores};
 use crate::types::{LineId, Seq};
