@@ -1,4 +1,5 @@
-//! `cargo xtask soak`: many simulation seeds and long fuzzing, recorded in docs/soak.md and resumed from it.
+//! `cargo xtask soak`: many seeds of simulations and of attacks on pools, and long fuzzing, recorded in docs/soak.md and
+//! resumed from it.
 //!
 //! - [`scope`]: what a scenario or target covers, and the tree that this is. - [`record`]: docs/soak.md.
 //! - [`mod@work`]: the programs, and running a piece.
@@ -22,6 +23,8 @@ use work::{Piece, Program};
 const PIECE: Duration = Duration::from_secs(120);
 /// Seeds of a scenario's first piece, before it is known how long they take.
 const FIRST_SEEDS: u64 = 200;
+/// The same of attacks on pools.
+const FIRST_POOL_SEEDS: u64 = 50;
 
 /// How long to soak, and what.
 #[derive(clap::Args)]
@@ -29,6 +32,9 @@ pub(crate) struct Args {
     /// How many seeds of each simulation scenario there should be.
     #[arg(long, default_value_t = 100_000)]
     seeds: u64,
+    /// How many seeds of each attack on pools there should be (each is hundreds of crashes or operations).
+    #[arg(long, default_value_t = 1_000)]
+    pool_seeds: u64,
     /// How many minutes of each fuzz target there should be.
     #[arg(long, default_value_t = 10)]
     fuzz_minutes: u64,
@@ -46,12 +52,46 @@ pub(crate) struct Args {
     status: bool,
 }
 
+impl Args {
+    /// Seeds, or seconds.
+    fn goal(&self, kind: Kind) -> u64 {
+        match kind {
+            Kind::Sim => self.seeds,
+            Kind::Pools => self.pool_seeds,
+            Kind::Fuzz => self.fuzz_minutes * 60,
+        }
+    }
+}
+
 /// Kinds of work.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
     Sim,
+    Pools,
     Fuzz,
 }
+
+impl Kind {
+    /// Everything, in the order in which its programs are kept.
+    const ALL: [Self; 3] = [Self::Sim, Self::Pools, Self::Fuzz];
+
+    /// Before its name in the record.
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Sim => "sim",
+            Self::Pools => "lvs",
+            Self::Fuzz => "fuzz",
+        }
+    }
+
+    /// Is it counted in seeds, and not in seconds?
+    fn has_seeds(self) -> bool {
+        self != Self::Fuzz
+    }
+}
+
+/// What was built, by kind.
+type Programs = [Option<Program>; 3];
 
 /// One scenario or target.
 struct Item {
@@ -82,14 +122,15 @@ struct Soak {
 /// Soaks, and records each piece as it is done.
 pub(crate) fn run(report: &mut Report, args: &Args) -> Result<()> {
     let wanted = |kind: Kind, name: &str| {
-        let of_kind = if kind == Kind::Sim { args.seeds > 0 } else { args.fuzz_minutes > 0 };
+        let of_kind = args.goal(kind) > 0;
         let full = what(kind, name);
         of_kind && (args.only.is_empty() || args.only.iter().any(|only| only == name || *only == full))
     };
     let mut names: Vec<(Kind, String)> = scope::names();
-    let [sim, fuzz] = if args.status { [None, None] } else { programs(report, &names, &wanted)? };
-    for (kind, program, heading) in [(Kind::Sim, &sim, "scenarios:"), (Kind::Fuzz, &fuzz, "targets:")] {
+    let programs = if args.status { Programs::default() } else { programs(report, &names, &wanted)? };
+    for (kind, program) in Kind::ALL.into_iter().zip(&programs) {
         if let Some(program) = program {
+            let heading = if kind.has_seeds() { "scenarios:" } else { "targets:" };
             names.retain(|(of, _)| *of != kind);
             names.extend(program.names(heading)?.into_iter().map(|name| (kind, name)));
         } else if !args.status {
@@ -105,7 +146,7 @@ pub(crate) fn run(report: &mut Report, args: &Args) -> Result<()> {
     let start = Instant::now();
     if !args.status {
         let end = args.minutes.map(|minutes| start + Duration::from_secs(minutes * 60));
-        let worker = || work(&soak, [sim.as_ref(), fuzz.as_ref()], end);
+        let worker = || work(&soak, &programs, end);
         std::thread::scope(|threads| {
             let workers: Vec<_> = (0..args.cores).map(|_| threads.spawn(worker)).collect();
             workers.into_iter().try_for_each(|thread| thread.join().expect("invariant: workers do not panic"))
@@ -121,9 +162,10 @@ fn programs(
     report: &mut Report,
     names: &[(Kind, String)],
     wanted: &dyn Fn(Kind, &str) -> bool,
-) -> Result<[Option<Program>; 2]> {
+) -> Result<Programs> {
     let any = |kind| names.iter().any(|(of, name)| *of == kind && wanted(kind, name));
-    let sim = if any(Kind::Sim) { Some(work::simulator()?) } else { None };
+    let seeds = |kind, package| if any(kind) { work::seeds(package).map(Some) } else { Ok(None) };
+    let (sim, pools) = (seeds(Kind::Sim, "sim")?, seeds(Kind::Pools, "pools")?);
     let mut fuzz = None;
     if any(Kind::Fuzz) {
         if exists("c++") || exists("g++") {
@@ -132,28 +174,27 @@ fn programs(
             report.skip("fuzz", "c++", "libFuzzer is C++ and there is no compiler for it (Debian: g++)");
         }
     }
-    Ok([sim, fuzz])
+    Ok([sim, pools, fuzz])
 }
 
 fn what(kind: Kind, name: &str) -> String {
-    match kind {
-        Kind::Sim => format!("sim {name}"),
-        Kind::Fuzz => format!("fuzz {name}"),
-    }
+    format!("{} {name}", kind.word())
 }
 
 /// Takes pieces until none is left. An error ends this thread; the others go on.
-fn work(soak: &Mutex<Soak>, programs: [Option<&Program>; 2], end: Option<Instant>) -> Result<()> {
+fn work(soak: &Mutex<Soak>, programs: &Programs, end: Option<Instant>) -> Result<()> {
     while end.is_none_or(|end| Instant::now() < end) {
         let mut shared = lock(soak);
         let Some((at, from, to)) = shared.claim() else { return Ok(()) };
         let (kind, name) = (shared.items[at].kind, shared.items[at].name.clone());
         // The others claim while this one works.
         drop(shared);
-        let piece = match (kind, programs) {
-            (Kind::Sim, [Some(sim), _]) => sim.seeds(&name, from, to),
-            (Kind::Fuzz, [_, Some(fuzz)]) => fuzz.inputs(&name, to - from),
-            _ => unreachable!("invariant: only what was built is an item"),
+        let program =
+            Kind::ALL.iter().zip(programs).find(|(of, _)| **of == kind).and_then(|(_, p)| p.as_ref());
+        let program = program.expect("invariant: only what was built is an item");
+        let piece = match kind {
+            Kind::Sim | Kind::Pools => program.seeds(&what(kind, &name), &name, from, to),
+            Kind::Fuzz => program.inputs(&name, to - from),
         };
         lock(soak).finish(at, from, to, piece)?;
     }
@@ -169,10 +210,10 @@ impl Soak {
     fn claim(&mut self) -> Option<(usize, u64, u64)> {
         let open = self.items.iter().enumerate().filter(|(_, item)| item.missing() > 0);
         // One fuzzer a target: two would not share what they find.
-        let free = open.filter(|(_, item)| item.kind == Kind::Sim || item.running == 0);
+        let free = open.filter(|(_, item)| item.kind.has_seeds() || item.running == 0);
         let at = free.min_by_key(|(_, item)| (item.done + item.running) * 1_000_000 / item.goal)?.0;
         let item = &mut self.items[at];
-        let most = if item.kind == Kind::Sim { item.pace } else { PIECE.as_secs() };
+        let most = if item.kind.has_seeds() { item.pace } else { PIECE.as_secs() };
         let from = item.next;
         item.next += most.min(item.missing());
         item.running += item.next - from;
@@ -184,7 +225,7 @@ impl Soak {
         item.running -= to - from;
         let piece = piece?;
         let to = match item.kind {
-            Kind::Sim => to,
+            Kind::Sim | Kind::Pools => to,
             // What was not run because of a pause is not recorded, and stays missing.
             Kind::Fuzz => from + piece.took.as_secs().min(to - from),
         };
@@ -222,12 +263,12 @@ impl Item {
     fn new(record: &Record, args: &Args, kind: Kind, name: String) -> Result<Self> {
         let what = what(kind, &name);
         let tree = scope::tree(&what).with_context(|| format!("what `{what}` covers"))?;
-        let goal = if kind == Kind::Sim { args.seeds } else { args.fuzz_minutes * 60 };
+        let goal = args.goal(kind);
         Ok(Self {
             done: record.done(&what, &tree),
             next: record.reached(&what),
             running: 0,
-            pace: FIRST_SEEDS,
+            pace: if kind == Kind::Pools { FIRST_POOL_SEEDS } else { FIRST_SEEDS },
             failed: false,
             kind,
             name,
@@ -247,7 +288,7 @@ impl Item {
 fn summary(report: &mut Report, items: &[Item], took: Duration, status: bool) {
     println!("what                 tree        done of goal");
     for item in items {
-        let unit = if item.kind == Kind::Sim { "seeds" } else { "seconds" };
+        let unit = if item.kind.has_seeds() { "seeds" } else { "seconds" };
         let rest = match (item.failed, item.missing()) {
             (true, _) => "FAILED".to_owned(),
             (false, 0) => "reached".to_owned(),

@@ -14,6 +14,8 @@ const SCOPES: &[(&str, &[&str])] = &[
     ("sim bytes", &["aio", "tests/sim"]),
     ("sim initiator", &["nvme", "aio", "nvmf", "tests/sim"]),
     ("sim nvmf", &["nvme", "aio", "nvmf", "tests/sim"]),
+    ("lvs model", ATTACK),
+    ("lvs crash", ATTACK),
     ("fuzz pdu", &["nvme", WIRE]),
     ("fuzz command", &["nvme", WIRE]),
     ("fuzz page", &["nvme", "tests/fuzz/src/targets/page.rs"]),
@@ -39,6 +41,9 @@ const SCOPES: &[(&str, &[&str])] = &[
     ("fuzz tables", &["daemon/src/host", "daemon/src/serve/iface.rs", TEXT]),
 ];
 
+/// The attacks on pools, and what they run.
+const ATTACK: &[&str] =
+    &["nvme", "aio", "lvs/src", "lvs/Cargo.toml", "lvs/tests/harness", "lvs/tests/rig", "tests/pools"];
 const WIRE: &str = "tests/fuzz/src/targets/wire.rs";
 const ENGINE: &str = "tests/fuzz/src/targets/engine.rs";
 const STREAM: &str = "tests/fuzz/src/targets/stream.rs";
@@ -50,7 +55,8 @@ const STATE: &str = "daemon/src/state.rs";
 const DESIRED: &str = "daemon/src/desired.rs";
 
 /// For what is not in [`SCOPES`]: everything that it could run.
-const ALL: &[&str] = &["nvme", "aio", "nvmf", "lvs", "rpc", "daemon", "tests/sim", "tests/fuzz"];
+const ALL: &[&str] =
+    &["nvme", "aio", "nvmf", "lvs", "rpc", "daemon", "tests/sim", "tests/pools", "tests/fuzz"];
 
 /// Digits of a tree's name.
 const DIGITS: usize = 10;
@@ -59,6 +65,7 @@ const DIGITS: usize = 10;
 pub(super) fn names() -> Vec<(Kind, String)> {
     let name = |what: &str| match what.split_once(' ') {
         Some(("sim", name)) => (Kind::Sim, name.to_owned()),
+        Some(("lvs", name)) => (Kind::Pools, name.to_owned()),
         _ => (Kind::Fuzz, what.trim_start_matches("fuzz ").to_owned()),
     };
     SCOPES.iter().map(|(what, _)| name(what)).collect()

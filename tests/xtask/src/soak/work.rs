@@ -1,4 +1,4 @@
-//! Building the simulator and the fuzz targets, and running a piece of work.
+//! Building what runs seeds and the fuzz targets, and running a piece of work.
 
 use crate::process::{cargo, output, root, run, target};
 use anyhow::{Context, Result, bail, ensure};
@@ -43,10 +43,10 @@ fn release() -> Command {
     build
 }
 
-/// Builds the simulator.
-pub(super) fn simulator() -> Result<Program> {
-    ensure!(run(release().args(["--package", "sim"]))?.success(), "the simulator does not build");
-    Ok(Program(folder().join("release/sim")))
+/// Builds a program that runs seeds: its package has its name.
+pub(super) fn seeds(package: &str) -> Result<Program> {
+    ensure!(run(release().args(["--package", package]))?.success(), "`{package}` does not build");
+    Ok(Program(folder().join("release").join(package)))
 }
 
 /// Builds all fuzz targets, as one program.
@@ -77,10 +77,11 @@ impl Program {
     }
 
     /// Runs seeds `from` to `to` (exclusive) of a scenario.
-    pub(super) fn seeds(&self, scenario: &str, from: u64, to: u64) -> Result<Piece> {
+    /// `what`: as it is recorded.
+    pub(super) fn seeds(&self, what: &str, scenario: &str, from: u64, to: u64) -> Result<Piece> {
         let mut sweep = Command::new(&self.0);
         sweep.args([scenario, "--seeds", &format!("{from}..{to}")]);
-        piece(&mut sweep, &format!("sim-{scenario}-{from}"))
+        piece(&mut sweep, &format!("{}-{from}", what.replace(' ', "-")))
     }
 
     /// Fuzzes a target for so long. What it finds on the way is kept beside the build, for the next time; the
