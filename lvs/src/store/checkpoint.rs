@@ -257,6 +257,12 @@ fn open_segments(marks: &Marks) -> Vec<OpenSegment> {
     marks.iter().zip(flows).filter_map(open).collect()
 }
 
+/// Where the tables of a checkpoint are.
+fn held_by(anchor: &Anchor) -> Vec<Pba> {
+    let blobs = [&anchor.catalogue, &anchor.lines, &anchor.segments, &anchor.delta];
+    blobs.into_iter().flat_map(|b| b.extents.iter().chain(&b.copy)).map(|e| e.pba).collect()
+}
+
 fn view_of(line: &Line) -> LineView<'_> {
     LineView { snapshots: &line.snapshots, head: line.head, has_parent: line.parent.is_some() }
 }
@@ -386,10 +392,7 @@ impl Store {
             inner.anchor = anchor.clone();
             inner.space.names_durable(&anchor.next);
             inner.hold_aside(anchor.base.next());
-            let blobs = [&anchor.catalogue, &anchor.lines, &anchor.segments, &anchor.delta];
-            let pieces = blobs.into_iter().flat_map(|b| b.extents.iter().chain(&b.copy));
-            let held: Vec<Pba> = pieces.map(|e| e.pba).collect();
-            inner.space.checkpoint_durable(anchor.checkpoint, anchor.base, &held);
+            inner.space.checkpoint_durable(anchor.checkpoint, anchor.base, &held_by(anchor));
             inner.budget.victims.clear();
             let old = inner.phase;
             inner.phase ^= 1;
@@ -404,7 +407,8 @@ impl Store {
         inner.publish();
     }
 
-    /// After an import: a new opening begins, with what was found written down, so that it is never judged again.
+    /// After an import: a new opening begins, with what was found written down, so that it is never judged again. First what
+    /// nothing refers to is free: a pool that is cut off during import after import would have no segment left otherwise.
     pub(super) async fn begin_opening(self: &Rc<Self>) -> Result<(), LvsError> {
         self.level_anchors().await?;
         let writer = PageWriter::new(self.clone());
@@ -421,6 +425,9 @@ impl Store {
             inner.seal = super::seal::seal(&inner.uuid, &inner.anchor.salt, opening);
             inner.hold_delta(base.next());
             inner.space.collect_free();
+            let found = &inner.anchor;
+            inner.space.checkpoint_durable(found.checkpoint, found.base, &held_by(found));
+            inner.space.reads_drained();
             inner.catalogue.dirty = true;
             let mut dump = Vec::new();
             inner.active.dump(&mut dump);
