@@ -2,7 +2,7 @@
 //!
 //! # Map
 //! - `harness`: model, disks, crashes. - [`models`]: long walks beside the model. - [`crashes`]: every moment of a
-//!   scenario as a power cut.
+//!   scenario as a power cut. - [`failures`]: disks that fail otherwise. - [`found`]: what all this has found.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -13,6 +13,7 @@ mod harness;
 mod rig;
 
 mod crashes;
+mod failures;
 mod found;
 mod models;
 

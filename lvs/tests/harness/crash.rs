@@ -401,6 +401,15 @@ impl Explorer {
     }
 }
 
+/// What is durable at the end of a recording, from these images on.
+pub(crate) fn durable(start: Vec<Image>, recording: &Recording) -> Vec<Image> {
+    let mut state = State::new(start);
+    recording.events.iter().for_each(|event| {
+        state.apply(event, recording);
+    });
+    state.images
+}
+
 /// Import reads what the anchor names, and nothing in proportion to what the pool holds (H16).
 fn bounded(disks: &[Disk]) -> Result<(), String> {
     let read: u64 = disks.iter().map(|d| d.counts().read_bytes).sum();

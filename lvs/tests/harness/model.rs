@@ -189,6 +189,8 @@ pub(crate) struct Model {
     running: BTreeMap<u64, (Op, u64)>,
     /// Blocks of which it is not known which of several equal states they have: what they take is not exact.
     pub(crate) inexact: bool,
+    /// A disk failed otherwise than by power: what cannot be read is no surprise, but nothing else is excused.
+    pub(crate) damaged: bool,
 }
 
 impl Model {
@@ -249,6 +251,9 @@ impl Model {
         let now = self.clock;
         let Some((op, began)) = self.running.remove(&id) else { return };
         if !good {
+            if self.damaged && !op.is_data() {
+                self.running.insert(id, (op, began));
+            }
             return;
         }
         match op {
@@ -392,12 +397,12 @@ impl Model {
     /// been done or not.
     pub(crate) fn check(&self, seen: &Seen, crashed: bool) -> Result<(), String> {
         let now = self.compare(seen, crashed);
-        if now.is_ok() || !crashed {
+        if now.is_ok() || !(crashed || self.damaged) {
             return now;
         }
         let changes = self.running.values().filter(|(op, _)| !op.is_data());
         let after: Vec<_> =
-            changes.map(|(op, began)| (op, self.after(op, *began).compare(seen, true))).collect();
+            changes.map(|(op, began)| (op, self.after(op, *began).compare(seen, crashed))).collect();
         if after.iter().any(|(_, result)| result.is_ok()) {
             return Ok(());
         }
@@ -422,7 +427,7 @@ impl Model {
                     Some(cell) => cell.possible(known),
                     None => vec![None],
                 };
-                compare_blocks(&format!("volume {}", head.uuid), head.blocks, found, line, states)?;
+                self.compare_blocks(&format!("volume {}", head.uuid), head.blocks, found, line, states)?;
             }
             for snap in &line.snaps {
                 snapshots += 1;
@@ -432,7 +437,7 @@ impl Model {
                     return Err(format!("{name}: discarded is {}", found.discarded));
                 }
                 let states = |block: u64| snap.content.get(&block).cloned().unwrap_or(vec![None]);
-                compare_blocks(&name, snap.blocks, found, line, states)?;
+                self.compare_blocks(&name, snap.blocks, found, line, states)?;
             }
         }
         if (volumes, snapshots) != (seen.volumes.len(), seen.snapshots.len()) {
@@ -440,6 +445,31 @@ impl Model {
             return Err(format!(
                 "{found} volumes and {also} snapshots are there, and should be {volumes} and {snapshots}"
             ));
+        }
+        Ok(())
+    }
+
+    fn compare_blocks(
+        &self,
+        name: &str,
+        blocks: u64,
+        found: &SeenVolume,
+        line: &Line,
+        states: impl Fn(u64) -> Vec<Option<Content>>,
+    ) -> Result<(), String> {
+        if found.blocks.len() as u64 != blocks {
+            return Err(format!("{name} has {} blocks instead of {blocks}", found.blocks.len()));
+        }
+        for (block, stamps) in (0u64..).zip(&found.blocks) {
+            let states = states(block);
+            if self.damaged && *stamps == [UNREADABLE; PARTS] {
+                continue;
+            }
+            if !states.iter().any(|s| s.unwrap_or_else(|| line.before(block)).stamps == *stamps) {
+                let may: Vec<Stamps> =
+                    states.iter().map(|s| s.unwrap_or_else(|| line.before(block)).stamps).collect();
+                return Err(format!("{name}: block {block} holds {stamps:?}, and may hold {may:?}"));
+            }
         }
         Ok(())
     }
@@ -520,25 +550,4 @@ fn make_durable(line: &mut Line, began: u64, forget: bool) {
             cell.prune();
         }
     }
-}
-
-fn compare_blocks(
-    name: &str,
-    blocks: u64,
-    found: &SeenVolume,
-    line: &Line,
-    states: impl Fn(u64) -> Vec<Option<Content>>,
-) -> Result<(), String> {
-    if found.blocks.len() as u64 != blocks {
-        return Err(format!("{name} has {} blocks instead of {blocks}", found.blocks.len()));
-    }
-    for (block, stamps) in (0u64..).zip(&found.blocks) {
-        let states = states(block);
-        if !states.iter().any(|s| s.unwrap_or_else(|| line.before(block)).stamps == *stamps) {
-            let may: Vec<Stamps> =
-                states.iter().map(|s| s.unwrap_or_else(|| line.before(block)).stamps).collect();
-            return Err(format!("{name}: block {block} holds {stamps:?}, and may hold {may:?}"));
-        }
-    }
-    Ok(())
 }
