@@ -10,7 +10,7 @@ fn budget() -> Budget {
         Ok(all) if all == "all" => {
             Budget { all_subsets_of: 10, per_cut: 1024, moments: 0, deep: 50, nested: 2000, check: 10 }
         }
-        _ => Budget { all_subsets_of: 2, per_cut: 4, moments: 80, deep: 16, nested: 64, check: 3 },
+        _ => Budget { all_subsets_of: 2, per_cut: 3, moments: 24, deep: 16, nested: 40, check: 3 },
     }
 }
 

@@ -97,7 +97,7 @@ fn imports_that_are_cut_off_again_and_again_use_nothing_up() {
         live.close();
         end(&live.rig, &disks, &live.pool);
         images = disks.iter().map(Disk::image).collect();
-        for round in 0..120 {
+        for round in 0..90 {
             let cut = cut_import(&live.rig, &images, 100 + round % 60 * 5, round);
             images = cut.unwrap_or_else(|e| panic!("{count} disks, cut {round} times: {e}"));
         }

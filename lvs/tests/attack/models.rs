@@ -5,5 +5,5 @@ use crate::seeds;
 
 #[test]
 fn pools_hold_what_the_model_says() {
-    seeds(12, |seed| walk(seed, Walk { rounds: 4, steps: 60 }));
+    seeds(6, |seed| walk(seed, Walk { rounds: 3, steps: 50 }));
 }
