@@ -1,5 +1,9 @@
 //! The page cache: a fixed number of 4 KiB frames, found by address, replaced by CLOCK.
 //!
+//! Interior pages stay for several rounds of the hand after their last use, leaves that were used for one, and leaves
+//! that only came in for none: each interior page serves a hundred times as many look-ups as a leaf, and a walk over
+//! many leaves does not drive out what is used.
+//!
 //! A page is checked once, when it comes in, and never changes. Whoever reads one holds a [`PageRef`]; a frame that
 //! somebody holds is not replaced. Frames are allocated as they are first used and never given back; a hit takes no
 //! allocation.
@@ -13,6 +17,8 @@ use std::rc::Rc;
 pub const DEFAULT_FRAMES: usize = 8192;
 
 const EMPTY: u32 = u32::MAX;
+/// Rounds of the hand that an interior page stays.
+const INTERIOR_ROUNDS: u8 = 3;
 
 /// A page in memory, held in place for as long as this exists.
 #[derive(Clone)]
@@ -45,8 +51,9 @@ struct Slot {
     frame: Rc<Frame>,
     pba: Pba,
     crc: u32,
-    /// Looked at since the hand came by.
-    used: bool,
+    level: u8,
+    /// How often the hand passes by before the page goes.
+    rounds: u8,
 }
 
 /// Counters since the cache was made.
@@ -96,13 +103,23 @@ impl PageCache {
             self.stats.misses += 1;
             return None;
         }
-        slot.used = true;
+        slot.rounds = if slot.level == 0 { 1 } else { INTERIOR_ROUNDS };
         self.stats.hits += 1;
         Some(PageRef(slot.frame.clone()))
     }
 
-    /// Checks a page that came from a disk, or that was just made, and keeps it. When every frame is held by somebody
-    /// the page is returned all the same and not kept.
+    /// Is the page there? Does not count as a look-up.
+    pub fn has(&self, ptr: &PagePtr) -> bool {
+        self.find(ptr.pba).is_some_and(|place| self.slots[self.table[place] as usize].crc == ptr.crc)
+    }
+
+    /// Keeps a page that was just made, and so needs no check.
+    pub fn put(&mut self, pba: Pba, bytes: &[u8; PAGE_BYTES], crc: u32, level: u8) {
+        let _ = self.keep(pba, bytes, crc, level);
+    }
+
+    /// Checks a page that came from a disk and keeps it. When every frame is held by somebody the page is returned all
+    /// the same and not kept.
     pub fn insert(
         &mut self,
         pba: Pba,
@@ -110,22 +127,25 @@ impl PageCache {
         expected: &Expected,
     ) -> Result<PageRef, FormatError> {
         PageView::check(bytes, expected)?;
+        let kept = self.keep(pba, bytes, expected.crc, expected.level);
+        Ok(kept.unwrap_or_else(|| PageRef(Rc::new(Frame { bytes: *bytes }))))
+    }
+
+    /// `None` when every frame is held by somebody.
+    fn keep(&mut self, pba: Pba, bytes: &[u8; PAGE_BYTES], crc: u32, level: u8) -> Option<PageRef> {
         if let Some(place) = self.find(pba) {
             let at = self.table[place] as usize;
-            if self.slots[at].crc == expected.crc {
-                return Ok(PageRef(self.slots[at].frame.clone()));
+            if self.slots[at].crc != crc {
+                // Refilled in place; who still holds the old frame keeps it.
+                self.fill(at, pba, bytes, crc, level);
             }
-            // Refilled in place; who still holds the old frame keeps it.
-            self.fill(at, pba, bytes, expected.crc);
-            return Ok(PageRef(self.slots[at].frame.clone()));
+            return Some(PageRef(self.slots[at].frame.clone()));
         }
-        let Some(at) = self.free_slot() else {
-            return Ok(PageRef(Rc::new(Frame { bytes: *bytes })));
-        };
-        self.fill(at, pba, bytes, expected.crc);
+        let at = self.free_slot()?;
+        self.fill(at, pba, bytes, crc, level);
         let place = self.vacant(pba);
         self.table[place] = at as u32;
-        Ok(PageRef(self.slots[at].frame.clone()))
+        Some(PageRef(self.slots[at].frame.clone()))
     }
 
     /// Forgets the page at this address: it is garbage now, or its segment will be used again.
@@ -134,7 +154,7 @@ impl PageCache {
             let at = self.table[place] as usize;
             self.unlink(place);
             self.slots[at].pba = Pba::NONE;
-            self.slots[at].used = false;
+            self.slots[at].rounds = 0;
         }
     }
 
@@ -148,28 +168,29 @@ impl PageCache {
         self.slots.len() * PAGE_BYTES
     }
 
-    fn fill(&mut self, at: usize, pba: Pba, bytes: &[u8; PAGE_BYTES], crc: u32) {
+    fn fill(&mut self, at: usize, pba: Pba, bytes: &[u8; PAGE_BYTES], crc: u32, level: u8) {
         let slot = &mut self.slots[at];
         match Rc::get_mut(&mut slot.frame) {
             Some(frame) => frame.bytes = *bytes,
             None => slot.frame = Rc::new(Frame { bytes: *bytes }),
         }
-        (slot.pba, slot.crc, slot.used) = (pba, crc, true);
+        (slot.pba, slot.crc, slot.level) = (pba, crc, level);
+        slot.rounds = if level == 0 { 0 } else { INTERIOR_ROUNDS };
     }
 
-    /// A slot whose frame nobody holds, taken out of the table. `None` when two rounds found none.
+    /// A slot whose frame nobody holds, taken out of the table. `None` when all are held.
     fn free_slot(&mut self) -> Option<usize> {
         if self.slots.len() < self.frames {
             let frame = Rc::new(Frame { bytes: [0; PAGE_BYTES] });
-            self.slots.push(Slot { frame, pba: Pba::NONE, crc: 0, used: false });
+            self.slots.push(Slot { frame, pba: Pba::NONE, crc: 0, level: 0, rounds: 0 });
             return Some(self.slots.len() - 1);
         }
-        for _ in 0..2 * self.frames {
+        for _ in 0..(usize::from(INTERIOR_ROUNDS) + 1) * self.frames {
             let at = self.hand;
             self.hand = (self.hand + 1) % self.frames;
             let slot = &mut self.slots[at];
-            if slot.used {
-                slot.used = false;
+            if slot.rounds > 0 {
+                slot.rounds -= 1;
             } else if Rc::strong_count(&slot.frame) == 1 {
                 let pba = slot.pba;
                 if let Some(place) = self.find(pba) {

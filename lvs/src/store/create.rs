@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::catalogue::Catalogue;
 use super::control::check_name;
+use super::fetch::{self, Fetches};
 use super::io::IoCtx;
 use super::lines::Lines;
 use super::log::Log;
@@ -112,8 +113,7 @@ pub(super) fn assemble(core: &Core, parts: Parts) -> Result<Rc<Store>, LvsError>
         ios: Slab::new(256, IoCtx::empty),
         queues: Vec::new(),
         pending: VecDeque::with_capacity(1024),
-        starved: Vec::with_capacity(64),
-        fed: None,
+        fetches: Fetches::new(pool(BLOCK_BYTES, fetch::MOST as u32)?),
         blocked: Vec::with_capacity(64),
         flush: super::flush::Flushes::default(),
         active: parts.delta,

@@ -98,8 +98,8 @@ impl Inner {
             Ok::<(), PageAt>(())
         });
         self.ios[io].places = places;
-        if found.is_err() {
-            self.starve(io);
+        if let Err(page) = found {
+            self.starve(io, &page);
             return;
         }
         self.ios[io].outstanding = 1;

@@ -132,6 +132,8 @@ pub(super) enum Owner {
     Read { io: u32, place: u32 },
     /// A record.
     Record(u32),
+    /// A map page, in this slot of those that are being read.
+    Page(u32),
     /// A flush of all devices.
     Flush,
 }

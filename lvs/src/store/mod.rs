@@ -4,7 +4,8 @@
 //! - `io`: an I/O of a volume; the queue of the channel that waits for it.
 //! - `write`: I/Os become records, records become device writes; completed ones enter the delta.
 //! - `log`: where the next record goes, its number, and which of them are complete.
-//! - `member`: the devices, and operations in flight on them; `absent`: in the place of one that is not there. - `slab`, `sg`: contexts and memory lists.
+//! - `member`: the devices, and operations in flight on them; `absent`: in the place of one that is not there.
+//! - `slab`, `sg`: contexts and memory lists. - `fetch`: map pages that I/Os wait for.
 //! - `flush`: what FLUSH and FUA wait for. - `read`: look-ups, device reads, checksums. - `edges`: 512-byte blocks.
 //! - [`space`]: segments. - `budget`: what is spoken for, and who waits for space. - [`lines`]: the trees. - `pages`: map
 //!   pages to and from the log.
@@ -28,6 +29,7 @@ mod create;
 mod edges;
 mod evacuate;
 mod facts;
+mod fetch;
 mod flush;
 mod gate;
 mod import;
@@ -63,7 +65,7 @@ use aio::{
 
 use crate::format::anchor::Anchor;
 use crate::format::record::HeaderSeal;
-use crate::index::{Delta, HoleRange, PageAt, PageCache, PageSource, PageTag};
+use crate::index::{Delta, HoleRange, PageCache, PageTag};
 use crate::types::{BLOCK_BYTES, BlockNo, LineId, SegmentId, Seq};
 
 use uuid::Uuid;
@@ -74,7 +76,6 @@ use self::io::{IoCtx, Queue, Stage};
 use self::lines::Lines;
 use self::log::{Log, Stream};
 use self::member::{DevOp, Member, Owner};
-use self::pages::PageReader;
 use self::slab::Slab;
 use self::space::Space;
 use self::write::RecordCtx;
@@ -99,7 +100,7 @@ pub(crate) struct Store {
     /// Buffers of slow work.
     slow: DmaPool,
     inner: RefCell<Inner>,
-    /// A task reads map pages for I/Os that wait for them.
+    /// A task reads map pages that could not be read at the first attempt.
     feeding: Cell<bool>,
     /// A task writes a note.
     noting: Cell<bool>,
@@ -130,10 +131,8 @@ pub(crate) struct Inner {
     queues: Vec<Option<Queue>>,
     /// Writes that wait for a record, in the order in which they came.
     pending: VecDeque<u32>,
-    /// Reads that need a map page that is not in the cache.
-    starved: Vec<u32>,
-    /// The I/O whose map page is being read.
-    fed: Option<u32>,
+    /// Map pages that are being read, and the I/Os that wait for them.
+    fetches: fetch::Fetches,
     /// Writes of part of a block that wait for another write of that block.
     blocked: Vec<u32>,
     /// I/Os that wait for a flush: those that the running one serves, and those that came after it began.
@@ -437,6 +436,7 @@ impl Inner {
             Owner::Read { io, place } => self.read_done(index, io, place, completion.status),
             Owner::Record(record) => self.record_done(record, completion.status),
             Owner::Flush => self.flush_done(member, completion.status),
+            Owner::Page(fetch) => self.fetched(fetch, completion.status),
         }
         self.ops.give(index);
     }
@@ -525,10 +525,8 @@ impl Inner {
                 found
             }
             Waiting::Starved => {
-                let (mut found, rest): (Vec<u32>, _) = self.starved.iter().partition(|io| mine(io));
-                found.extend(self.fed.take_if(|io| mine(io)));
-                self.starved = rest;
-                found
+                let ios = &self.ios;
+                self.fetches.take(|&io| ios[io].queue == queue)
             }
         }
     }
@@ -546,8 +544,7 @@ impl Inner {
         self.pending.clear();
         self.budget.parked.clear();
         self.blocked.clear();
-        self.starved.clear();
-        self.fed = None;
+        self.fetches.give_up();
         self.flush = flush::Flushes::default();
         let stuck: Vec<u32> = self
             .ios
@@ -563,7 +560,7 @@ impl Inner {
 
     /// Anything in flight?
     pub(super) fn has_io(&self) -> bool {
-        self.ios.used() > 0 || self.records.used() > 0
+        self.ios.used() > 0 || self.records.used() > 0 || self.fetches.is_active()
     }
 
     /// Begins to make blocks of a line a hole; the queue gets a completion.
@@ -579,23 +576,6 @@ impl Inner {
     /// The channel is gone.
     pub(crate) fn close_queue(&mut self, queue: u32) {
         self.queues[queue as usize] = None;
-    }
-}
-
-impl Inner {
-    /// The map page that keeps an I/O from going on, if there is one.
-    fn next_missing(&self, io: u32) -> Option<PageAt> {
-        let ctx = &self.ios[io];
-        let last = u64::from(ctx.count.max(1)) - 1;
-        let look = |i: u64| self.locate(ctx.line, BlockNo(ctx.first.0 + i), ctx.view).err();
-        match ctx.stage {
-            Stage::Write => self.new_blocks(self.lines.get(ctx.line)?, ctx.first, ctx.count).err(),
-            Stage::Edges => {
-                let head = ctx.edges.head.as_ref().and_then(|_| look(0));
-                head.or_else(|| ctx.edges.tail.as_ref().and_then(|_| look(last)))
-            }
-            _ => (0..=last).find_map(look),
-        }
     }
 }
 
@@ -623,7 +603,7 @@ impl Store {
 
     /// Begins background work that the hot path asked for.
     pub(crate) fn look_after(self: &Rc<Self>) {
-        let (checkpoint, starved, note, clean) = {
+        let (checkpoint, unread, note, clean) = {
             let mut inner = self.inner();
             let due = inner.merge_due().is_some_and(|at| at <= inner.now);
             if (due || inner.retry_due()) && !self.background.get() {
@@ -631,7 +611,7 @@ impl Store {
             }
             let clean = inner.budget.want_cleaning && !self.cleaning.get() && inner.wants_cleaning();
             let note = inner.note_due().is_some_and(|at| at <= inner.now);
-            (inner.want_checkpoint, !inner.starved.is_empty(), note, clean)
+            (inner.want_checkpoint, inner.fetches.has_failed(), note, clean)
         };
         if clean && !self.closing.get() && !self.cleaning.replace(true) {
             let store = self.clone();
@@ -641,7 +621,7 @@ impl Store {
             let store = self.clone();
             drop(self.core.spawn(async move { store.write_note().await }));
         }
-        if starved && !self.feeding.replace(true) {
+        if unread && !self.feeding.replace(true) {
             let store = self.clone();
             drop(self.core.spawn(async move { store.feed().await }));
         }
@@ -649,37 +629,6 @@ impl Store {
             let store = self.clone();
             drop(self.core.spawn(async move { store.checkpoint_in_background().await }));
         }
-    }
-
-    /// Reads the map pages that I/Os wait for, and lets them go on.
-    async fn feed(self: Rc<Self>) {
-        loop {
-            let Some(io) = self.inner().starved.pop() else { break };
-            let missing = self.inner().next_missing(io);
-            if let Some(missing) = missing {
-                self.inner().fed = Some(io);
-                let read = PageReader(self.clone()).read(&missing).await;
-                let mut inner = self.inner();
-                if inner.fed.take().is_none() {
-                    // Its channel went; the slot may be another I/O's by now.
-                    continue;
-                }
-                if read.is_err() {
-                    inner.ios[io].fail(IoStatus::UNRECOVERED_READ);
-                    inner.finish(io);
-                    continue;
-                }
-            }
-            let mut inner = self.inner();
-            match inner.ios[io].stage {
-                Stage::Edges => inner.start_read_edges(io),
-                // It waited for the map at the end of the space.
-                Stage::Write => inner.pending.push_front(io),
-                _ => inner.start_read(io),
-            }
-            inner.publish();
-        }
-        self.feeding.set(false);
     }
 }
 

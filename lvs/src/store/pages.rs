@@ -1,6 +1,6 @@
 //! Map pages and blobs: from and to the log.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use aio::{Descriptor, DmaBuf};
@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::log::Stream;
 use super::space::State;
-use super::{Inner, Store};
+use super::{DELTA_UPDATES, Inner, Store};
 use crate::LvsError;
 use crate::format::blob::{BlobExtent, BlobPtr, MAX_BLOB_EXTENTS};
 use crate::format::page::{Expected, PAGE_BYTES};
@@ -38,6 +38,10 @@ impl PageSource for PageReader {
         if let Some(found) = self.cached(page) {
             return Ok(found);
         }
+        self.0.fetched(page).await;
+        if let Some(found) = self.cached(page) {
+            return Ok(found);
+        }
         let first = self.0.read_page(page, page.ptr.pba).await;
         let Err(error) = first else { return first };
         self.0.inner().page_errors += 1;
@@ -48,6 +52,10 @@ impl PageSource for PageReader {
         let copy = self.0.read_page(page, page.ptr.copy).await.map_err(|_| error)?;
         self.0.inner().renew(page, &copy);
         Ok(copy)
+    }
+
+    fn prefetch(&self, page: &PageAt) {
+        self.0.inner().prefetch(page);
     }
 
     async fn breathe(&self) {
@@ -78,6 +86,8 @@ pub(super) struct PageWriter {
     dropped: RefCell<Vec<PageAt>>,
     /// Pages and their copies that were made.
     made: RefCell<Vec<Pba>>,
+    /// Steps of a merge since others had their turn.
+    steps: Cell<u32>,
     /// Blocks of lines below pages that cannot be read.
     unreadable: RefCell<Vec<(LineId, BlockNo, BlockNo)>>,
 }
@@ -118,13 +128,24 @@ impl PageSource for PageWriter {
         if let Some(batch) = &self.open.borrow()[ORIGINALS]
             && let Some(bytes) = batch.page(page.ptr.pba)
         {
-            return self.reader.0.keep(page, bytes);
+            return self.reader.0.inner().keep(page, bytes);
         }
         self.reader.read(page).await
     }
 
+    fn prefetch(&self, page: &PageAt) {
+        self.reader.prefetch(page);
+    }
+
+    /// The fuller the delta that takes what is written meanwhile, the longer is a breath: a merge that is not done when
+    /// that is full would keep all writes waiting, instead of a part of the core.
     async fn breathe(&self) {
-        self.reader.breathe().await;
+        let steps = self.steps.get() + 1;
+        let enough = steps >= self.reader.0.inner().steps_of_a_breath();
+        self.steps.set(if enough { 0 } else { steps });
+        if enough {
+            self.reader.breathe().await;
+        }
     }
 }
 
@@ -145,6 +166,8 @@ impl PageSink for PageWriter {
         // Leaves are most of what a merge writes; the volume of a damaged one takes no writes, others go on.
         let copy = if level == 0 { Pba::NONE } else { self.copy(bytes, &note).await? };
         self.made.borrow_mut().extend([pba, copy].iter().filter(|pba| !pba.is_none()));
+        // What was written will be read, by the next merge if by nobody else.
+        self.store().inner().cache.borrow_mut().put(pba, bytes, ptr.crc, level);
         Ok((pba, copy))
     }
 
@@ -174,6 +197,7 @@ impl PageWriter {
             open: RefCell::new([None, None]),
             dropped: RefCell::default(),
             made: RefCell::default(),
+            steps: Cell::new(0),
             unreadable: RefCell::default(),
         }
     }
@@ -310,6 +334,24 @@ fn extend(extents: &mut Vec<BlobExtent>, pba: Pba) {
 }
 
 impl Inner {
+    /// How many steps a merge makes until it lets others work.
+    fn steps_of_a_breath(&self) -> u32 {
+        let taken = DELTA_UPDATES.saturating_sub(self.active.room().0);
+        let sixteenths = (taken * 16 / DELTA_UPDATES) as u32;
+        1 + sixteenths * sixteenths / 8
+    }
+
+    /// Checks a page and puts it into the cache.
+    pub(super) fn keep(&self, page: &PageAt, bytes: &[u8]) -> Result<PageRef, LvsError> {
+        let wrong = |what: String| LvsError::Damaged { pool: self.name.clone(), what };
+        let bytes: &[u8; PAGE_BYTES] =
+            bytes.first_chunk().ok_or_else(|| wrong("a map page is shorter than a page".to_owned()))?;
+        let PageAt { line, level, ptr } = *page;
+        let expected = Expected { pool: self.uuid, line, level, crc: ptr.crc, newest: ptr.newest };
+        let kept = self.cache.borrow_mut().insert(ptr.pba, bytes, &expected);
+        kept.map_err(|e| wrong(format!("the map page at {} is not what it should be: {e}", ptr.pba)))
+    }
+
     /// Of this page only the copy can be read: the next merge writes it anew, twice.
     fn renew(&mut self, at: &PageAt, page: &PageRef) {
         let Some(first) = page.view().child(0) else { return };
@@ -321,22 +363,10 @@ impl Inner {
 }
 
 impl Store {
-    /// Checks a page and puts it into the cache.
-    fn keep(&self, page: &PageAt, bytes: &[u8]) -> Result<PageRef, LvsError> {
-        let inner = self.inner();
-        let wrong = |what: String| LvsError::Damaged { pool: inner.name.clone(), what };
-        let bytes: &[u8; PAGE_BYTES] =
-            bytes.first_chunk().ok_or_else(|| wrong("a map page is shorter than a page".to_owned()))?;
-        let PageAt { line, level, ptr } = *page;
-        let expected = Expected { pool: inner.uuid, line, level, crc: ptr.crc, newest: ptr.newest };
-        let kept = inner.cache.borrow_mut().insert(ptr.pba, bytes, &expected);
-        kept.map_err(|e| wrong(format!("the map page at {} is not what it should be: {e}", ptr.pba)))
-    }
-
     /// Reads a page from one of its places.
     async fn read_page(&self, page: &PageAt, pba: Pba) -> Result<PageRef, LvsError> {
         let bytes = self.read_blocks(pba, 1).await?;
-        self.keep(page, &bytes)
+        self.inner().keep(page, &bytes)
     }
 
     /// Can one of the places of a page, or of its copy, be read, and is it what it has to be? For the checker.

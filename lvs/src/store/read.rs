@@ -67,13 +67,8 @@ impl Inner {
         self.ios[io].places = places;
         match found {
             Ok(()) => self.issue_reads(io),
-            Err(_) => self.starve(io),
+            Err(page) => self.starve(io, &page),
         }
-    }
-
-    /// The I/O waits until the map pages that it needs are in the cache.
-    pub(super) fn starve(&mut self, io: u32) {
-        self.starved.push(io);
     }
 
     /// Reads what lies together in one piece each, and zeroes holes.

@@ -13,7 +13,7 @@ use super::log::Flow;
 use super::member::{self, Owner};
 use super::{CLEANER_UPDATES, Inner, sg};
 use crate::format::record::{DataHeader, Stamp};
-use crate::index::{Delta, HoleRange};
+use crate::index::{Delta, HoleRange, PageAt};
 use crate::types::{BLOCK_BYTES, BlockNo, LineId, Pba, Place, Seq, Version};
 
 /// Records of volumes in flight. Few, so that what arrives meanwhile shares the next one.
@@ -79,8 +79,8 @@ enum Fit {
     Wait,
     /// A merge may find space for it: others go first.
     Park,
-    /// A map page has to be read, to see whether it needs space.
-    Look,
+    /// This map page has to be read, to see whether it needs space.
+    Look(PageAt),
     /// Never.
     Refuse(IoStatus),
 }
@@ -102,6 +102,10 @@ impl Inner {
             }
         }
         while !self.pending.is_empty() && self.records.used() < MAX_RECORDS && self.build_record() {}
+        while let Some((io, page)) = self.fetches.looking.pop() {
+            self.hold_segments(io);
+            self.starve(io, &page);
+        }
     }
 
     /// One record of the first writes in line. False when none could be made.
@@ -158,9 +162,9 @@ impl Inner {
                     self.want_checkpoint = true;
                     continue;
                 }
-                Fit::Look => {
+                Fit::Look(page) => {
                     self.pending.remove(at);
-                    self.starved.push(io);
+                    self.fetches.looking.push((io, page));
                     continue;
                 }
                 Fit::Refuse(status) => {
@@ -275,7 +279,7 @@ impl Inner {
             // Now it matters which blocks it only overwrites.
             match self.new_blocks(line, ctx.first, ctx.count) {
                 Ok(counted) => new = counted,
-                Err(_) => return Fit::Look,
+                Err(page) => return Fit::Look(page),
             }
         }
         if new == 0 || taken + new <= capacity {
