@@ -89,13 +89,15 @@ pub enum Change {
 pub struct Delta {
     points: Ordered,
     holes: Holes,
+    /// The cleaner's moves may be among the points.
+    moves: bool,
 }
 
 impl Delta {
     /// Room for `updates` points (one version of one block, or one move) and `ranges` long unmapped ranges. All memory
     /// is reserved here (about 75 bytes a point) and becomes resident as it is used.
     pub fn with_capacity(updates: usize, ranges: usize) -> Self {
-        Self { points: Ordered::with_capacity(updates), holes: Holes::with_capacity(ranges) }
+        Self { points: Ordered::with_capacity(updates), holes: Holes::with_capacity(ranges), moves: false }
     }
 
     /// Points and ranges that can still be put, whatever they are.
@@ -268,7 +270,10 @@ impl Delta {
             // There, but elsewhere; or an older version is here, so that this one would have to be here too.
             Some((k, _)) if k == key => Moved::Stale,
             Some((_, Change::Place(_))) => Moved::Stale,
-            _ if self.points.insert(key, pack(Change::Moved { from, to })) => Moved::Noted,
+            _ if self.points.insert(key, pack(Change::Moved { from, to })) => {
+                self.moves = true;
+                Moved::Noted
+            }
             _ => Moved::Full,
         }
     }
@@ -294,6 +299,9 @@ impl Delta {
     /// What a lower layer found, with its new address if the delta knows of a move of exactly that version.
     pub fn corrected(&self, line: LineId, block: BlockNo, found: Version) -> Version {
         let Place::Data { pba, crc } = found.place else { return found };
+        if !self.moves {
+            return found;
+        }
         match self.points.find(Key::new(line.0, block.0, found.birth.0)).map(unpack) {
             Some(Change::Moved { from, to }) if from == pba => {
                 Version { birth: found.birth, place: Place::Data { pba: to, crc } }
@@ -387,6 +395,7 @@ impl Delta {
     pub fn clear(&mut self) {
         self.points.clear();
         self.holes.clear();
+        self.moves = false;
     }
 
     /// All points in order, for the dump.
@@ -403,6 +412,7 @@ impl Delta {
     /// Takes in a point of a dump as it is.
     pub(super) fn restore_point(&mut self, update: Update) -> bool {
         let key = Key::new(update.line.0, update.block.0, update.birth.0);
+        self.moves |= matches!(update.change, Change::Moved { .. });
         update.block.0 < MAX_BLOCKS
             && self.points.find(key).is_none()
             && self.points.insert(key, pack(update.change))

@@ -19,6 +19,10 @@ const GIB: u64 = 1 << 30;
 /// What cells on a file write and read: its map takes a third of the cache.
 const FILE_SPAN: u64 = 2 * GIB;
 const RAM_SPAN: u64 = GIB / 2;
+/// Size of the device that a pool is on. In memory so large that segments empty by themselves: how much the cleaner adds
+/// is told by `pressure`.
+const FILE_POOL: u64 = 2 * FILE_SPAN;
+const RAM_POOL: u64 = 8 * RAM_SPAN;
 
 /// What is good enough.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -90,23 +94,23 @@ pub(super) fn run(settings: &Settings<'_>) -> Result<Vec<String>> {
             print_header();
         }
         let rig = Rig::new(settings.core)?;
-        let span = if is_ram { RAM_SPAN } else { FILE_SPAN };
+        let (span, size) = if is_ram { (RAM_SPAN, RAM_POOL) } else { (FILE_SPAN, FILE_POOL) };
         let files = if is_ram {
             Vec::new()
         } else {
             vec![
-                Scratch::sparse(&settings.scratch, "raw", 2 * span)?,
-                Scratch::sparse(&settings.scratch, "pool", 2 * span)?,
+                Scratch::sparse(&settings.scratch, "raw", span)?,
+                Scratch::sparse(&settings.scratch, "pool", size)?,
             ]
         };
         let device = |at: usize| match files.get(at) {
             Some(file) => file.open(),
-            None => ram(["raw", "pool"][at], 2 * span),
+            None => ram(["raw", "pool"][at], [span, size][at]),
         };
         let (raw, below) = (device(0)?, device(1)?);
         // All of both, so that nothing is allocated below while it is measured.
-        rig.fill(&raw, 2 * span).context("filling the device")?;
-        rig.fill(&below, 2 * span).context("filling the pool's device")?;
+        rig.fill(&raw, span).context("filling the device")?;
+        rig.fill(&below, size).context("filling the pool's device")?;
         let pooled = rig.pool(below)?;
         let volume = rig.volume(&pooled.pool, "volume", span)?;
         rig.fill(&as_device(&volume), span).context("filling the volume")?;

@@ -4,7 +4,7 @@
 //! what starting and connecting cost. The compiler decides a good part of the figure, so a baseline holds for
 //! the compiler that it names.
 
-use crate::stage::CELLS;
+use crate::{stage, store};
 use anyhow::{Context, Result, ensure};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -29,7 +29,7 @@ pub(crate) fn run(bless: bool) -> Result<ExitCode> {
         "{:16} {:>12} {:>9} {:>9} {:>12}",
         "per I/O", "instructions", "target", "baseline", "allocations"
     );
-    for cell in &CELLS {
+    for cell in stage::CELLS.iter().chain(&store::CELLS) {
         let all = instructions(cell.name, None)?;
         let target = instructions(cell.name, Some("*target_turn*"))?;
         let allocations = allocations(cell.name)?;

@@ -6,8 +6,8 @@ use crate::allocations;
 use crate::pipe::Pipes;
 use aio::reactor::{EngineChoice, ManualClock, Reactor, Turn};
 use aio::{
-    BlockCount, Completion, CoreId, Instant, Io, IoChannel, Lba, Poller, ReactorConfig, RegionId, SgEntry,
-    Sleep, Token,
+    BlockCount, Completion, CoreId, Instant, Io, IoChannel, IoFlags, Lba, Poller, ReactorConfig, RegionId,
+    SgEntry, Sleep, Token,
 };
 use anyhow::{Context, Result, ensure};
 use nvme::Nqn;
@@ -26,16 +26,16 @@ const NQN: &str = "nqn.2019-05.io.openebs:count";
 const DEVICE_MIB: u64 = 16;
 const BLOCK_BYTES: u64 = 512;
 /// Turns within which anything that works has happened.
-const PATIENCE: usize = 100_000;
+pub(crate) const PATIENCE: usize = 100_000;
 /// I/Os before anything is counted: lists grow, caches fill.
-const WARM_UP: u64 = 512;
+pub(crate) const WARM_UP: u64 = 512;
 
 /// What is counted.
 pub(crate) struct Cell {
     pub(crate) name: &'static str,
-    write: bool,
-    io_bytes: u64,
-    depth: usize,
+    pub(crate) write: bool,
+    pub(crate) io_bytes: u64,
+    pub(crate) depth: usize,
 }
 
 /// All cells.
@@ -48,17 +48,12 @@ pub(crate) const CELLS: [Cell; 6] = [
     Cell { name: "write-128k-qd8", write: true, io_bytes: 128 << 10, depth: 8 },
 ];
 
-/// The cell of that name.
-pub(crate) fn find(name: &str) -> Result<&'static Cell> {
-    CELLS.iter().find(|cell| cell.name == name).with_context(|| format!("no cell is called `{name}`"))
-}
-
 /// Runs `ios` I/Os of the cell, and a warm-up; returns how often memory was allocated meanwhile, without the
 /// warm-up.
 pub(crate) fn run(cell: &Cell, ios: u64) -> Result<u64> {
     let mut stage = Stage::new()?;
     let channel = stage.open()?;
-    let load = Rc::new(RefCell::new(Load::new(channel, cell)));
+    let load = Rc::new(RefCell::new(Load::new(channel, cell, DEVICE_MIB, IoFlags::empty())));
     stage.host.core().add_poller(load.clone());
     stage.until("the warm-up", || load.borrow().done >= WARM_UP)?;
     let before = allocations::count();
@@ -70,6 +65,18 @@ pub(crate) fn run(cell: &Cell, ios: u64) -> Result<u64> {
     Ok(allocated)
 }
 
+/// A reactor on that network. Time stands still: no timer fires, and reading it costs nothing.
+fn still_reactor(number: u32, pipes: &Pipes, clock: Rc<ManualClock>) -> Result<Reactor> {
+    let config =
+        ReactorConfig { pin: false, engine: EngineChoice::None, ..ReactorConfig::new(CoreId(number)) };
+    Reactor::with_parts(config, clock, Rc::new(pipes.clone())).context("making a reactor")
+}
+
+/// A reactor that nobody can connect to.
+pub(crate) fn quiet_reactor(clock: Rc<ManualClock>) -> Result<Reactor> {
+    still_reactor(0, &Pipes::default(), clock)
+}
+
 struct Stage {
     target: Reactor,
     host: Reactor,
@@ -79,17 +86,9 @@ struct Stage {
 
 impl Stage {
     fn new() -> Result<Self> {
-        // Time stands still: no timer fires, and reading it costs nothing.
-        let (clock, pipes) = (Rc::new(ManualClock::default()), Pipes::default());
-        let reactor = |number| {
-            let config = ReactorConfig {
-                pin: false,
-                engine: EngineChoice::None,
-                ..ReactorConfig::new(CoreId(number))
-            };
-            Reactor::with_parts(config, clock.clone(), Rc::new(pipes.clone())).context("making a reactor")
-        };
-        let (target, host) = (reactor(0)?, reactor(1)?);
+        let pipes = Pipes::default();
+        let (target, host) =
+            (still_reactor(0, &pipes, Rc::default())?, still_reactor(1, &pipes, Rc::default())?);
         let model = Target::new(TargetConfig::default());
         let uri = format!("malloc:///count?size_mb={DEVICE_MIB}");
         let device =
@@ -161,26 +160,31 @@ fn at_once<T>(future: impl Future<Output = T>) -> Result<T> {
 }
 
 /// Keeps `depth` I/Os in flight.
-struct Load {
+pub(crate) struct Load {
     channel: Box<dyn IoChannel>,
     write: bool,
+    flags: IoFlags,
     blocks: u64,
+    device_blocks: u64,
     buffers: Vec<Box<[u8]>>,
     free: Vec<u32>,
     completions: Vec<Completion>,
     next: u64,
-    done: u64,
-    failed: u64,
-    stop: bool,
+    pub(crate) done: u64,
+    pub(crate) failed: u64,
+    pub(crate) stop: bool,
 }
 
 impl Load {
-    fn new(channel: Box<dyn IoChannel>, cell: &Cell) -> Self {
+    /// On a device of that size. Of the memory that writes are made from, nobody but they knows.
+    pub(crate) fn new(channel: Box<dyn IoChannel>, cell: &Cell, device_mib: u64, flags: IoFlags) -> Self {
         let buffer = || vec![0x5a; cell.io_bytes as usize].into_boxed_slice();
         Self {
             channel,
             write: cell.write,
+            flags,
             blocks: cell.io_bytes / BLOCK_BYTES,
+            device_blocks: (device_mib << 20) / BLOCK_BYTES,
             buffers: (0..cell.depth).map(|_| buffer()).collect(),
             free: (0..cell.depth as u32).collect(),
             completions: Vec::with_capacity(cell.depth),
@@ -191,7 +195,7 @@ impl Load {
         }
     }
 
-    fn idle(&self) -> bool {
+    pub(crate) fn idle(&self) -> bool {
         self.free.len() == self.buffers.len()
     }
 
@@ -206,9 +210,10 @@ impl Load {
                 region: RegionId::NONE,
             }];
             // Places follow each other at a distance, so that nothing is found where it was left.
-            let lba = Lba(self.next * 37 * self.blocks % (DEVICE_MIB * 2048));
+            let lba = Lba(self.next * 37 * self.blocks % self.device_blocks);
             let blocks = BlockCount(self.blocks);
             let io = if self.write { Io::write(lba, blocks, &sg) } else { Io::read(lba, blocks, &sg) };
+            let io = io.with_flags(self.flags);
             // SAFETY: the buffer is the slot's alone and is touched again only after its completion; it is freed
             // with the load, whose channel goes first.
             if unsafe { self.channel.submit(&io, Token::new(slot, 0)) }.is_err() {
