@@ -446,14 +446,17 @@ fn an_addition_is_safe_at_every_write() {
 /// Every write of a removal, or as many as there is time for: it goes on after the next import.
 #[test]
 fn a_removal_is_safe_at_every_write() {
-    let step = std::env::var("KEELSON_LVS_STEP").ok().and_then(|s| s.parse().ok()).unwrap_or(5);
+    let step = std::env::var("KEELSON_LVS_STEP").ok().and_then(|s| s.parse().ok()).unwrap_or(9);
+    ["a", "b"].into_iter().for_each(|leaving| cut_removals(leaving, step));
+}
+
+fn cut_removals(leaving: &str, step: usize) {
     let (mut again, mut done) = (0, 0);
     for n in (1..).step_by(step) {
         let rig = Rig::new();
         let (a, b) = (rig.disk("a", 4096, 40, true, n), rig.disk("b", 4096, 40, true, n + 1));
         let (pool, volume) = filled(&rig, &[&a, &b]);
-        let leaving = if n % 2 == 0 { "a" } else { "b" };
-        let (gone, stays) = if n % 2 == 0 { (&a, &b) } else { (&b, &a) };
+        let (gone, stays) = if leaving == "a" { (&a, &b) } else { (&b, &a) };
         let cut = cut_at_write(&rig, &[&a, &b], &pool, n, pool.remove_disk(leaving.to_owned()));
         match import(&rig, &[&a, &b]) {
             Ok(pool) => {
@@ -640,5 +643,166 @@ fn h10_the_anchors_of_one_disk_are_enough() {
             rig.run(pool.export()).unwrap();
             assert_eq!(findings(&rig, &disks), Vec::<String>::new());
         }
+    }
+}
+
+/// When no copy of the root can be read, everything that is written goes aside; when that is half full the volume takes no
+/// more, and others go on.
+#[test]
+fn a_volume_without_a_readable_map_is_write_protected_before_there_is_too_much() {
+    let rig = Rig::new();
+    let disks = [rig.disk("a", 4096, 40, true, 1), rig.disk("b", 4096, 40, true, 2)];
+    let disks = [&disks[0], &disks[1]];
+    let (pool, volume) = filled(&rig, &disks);
+    let other = thin(&rig, &pool, "w", 8 * MIB);
+    crash(&rig, pool, &disks);
+    for disk in disks {
+        blocks_that(disk, 40, |block| is_map_page(block, true)).iter().for_each(|&b| disk.damage(b));
+    }
+    let pool = import(&rig, &disks).unwrap();
+    let d = open(&rig, &pool.volume(volume.uuid()).unwrap());
+    let w = open(&rig, &pool.volume(other.uuid()).unwrap());
+    assert_eq!(read(&rig, &d, 0), None);
+    write(&rig, &d, 0, 77);
+    assert_eq!(read(&rig, &d, 0), Some(77));
+    let unmap = |first: u64| {
+        let range = aio::facade::ByteRange { offset_bytes: first * BLOCK, len_bytes: 6 * BLOCK };
+        rig.run(d.unmap(&[range])).is_ok()
+    };
+    let mut taken = 0;
+    for n in 0..200 {
+        if !unmap(10 + n * 8) {
+            break;
+        }
+        taken += 1;
+        if n % 20 == 0 {
+            rig.run(pool.checkpoint()).unwrap();
+        }
+        write(&rig, &w, n, n);
+    }
+    assert!((100..200).contains(&taken), "{taken}");
+    assert!(!try_write(&rig, &d, 0, 78), "write-protected");
+    write(&rig, &w, 5, 5);
+    let check = |pool: &Pool, d: &Descriptor| {
+        assert_eq!(rig.run(pool.info()).unwrap().fault, None);
+        assert_eq!(read(&rig, d, 0), Some(77));
+        (0..taken).for_each(|n| assert_eq!(read(&rig, d, 10 + n * 8), Some(0)));
+        assert_eq!(read(&rig, d, 9), None);
+    };
+    check(&pool, &d);
+    rig.run(d.close());
+    rig.run(w.close());
+    rig.run(pool.export()).unwrap();
+    let pool = import(&rig, &disks).unwrap();
+    let d = open(&rig, &pool.volume(volume.uuid()).unwrap());
+    check(&pool, &d);
+    // It is the volume's damage only: without it the pool is whole.
+    rig.run(d.close());
+    rig.run(pool.destroy_volume(volume.uuid())).unwrap();
+    (0..3).for_each(|_| rig.run(pool.checkpoint()).unwrap());
+    assert_eq!(rig.run(pool.info()).unwrap().fault, None);
+}
+
+/// Imports what is left of a pool after a cut: a disk that is none of it any more, or not yet, is left out.
+fn import_what_belongs<'a>(rig: &Rig, disks: &mut Vec<&'a SimDisk>) -> Pool {
+    let mut left_out = Vec::new();
+    loop {
+        let error = match import(rig, disks) {
+            Ok(pool) => return pool,
+            Err(error) => error,
+        };
+        let (LvsError::StaleDisk { disk, .. } | LvsError::NoPool { disk }) = &error else {
+            panic!("{left_out:?}, and then: {error}");
+        };
+        left_out.push(error.to_string());
+        let at = disks.iter().position(|d| on_name(d) == *disk).unwrap();
+        disks.remove(at);
+    }
+}
+
+fn on_name(disk: &SimDisk) -> String {
+    on(disk).name().to_owned()
+}
+
+/// Disks come and go under writes while the power is cut at any time: nothing that was flushed is lost.
+fn disks_change_under_cuts(seed: u64) {
+    let mut rng = Rng::new(seed);
+    let rig = Rig::new();
+    let all: Vec<SimDisk> =
+        ["a", "b", "c"].iter().zip(seed..).map(|(name, s)| rig.disk(name, 4096, 40, true, s * 3)).collect();
+    let mut disks: Vec<&SimDisk> = all[..2].iter().collect();
+    let (mut pool, volume) = filled(&rig, &disks);
+    // What each block may hold: the last value that was flushed, then all that were written since.
+    let mut holds: Vec<Vec<u64>> =
+        (0..BLOCKS * 2).map(|b| vec![if b % 2 == 0 { b / 2 + 1 } else { 0 }]).collect();
+    let mut stamp = 10_000;
+    for round in 0..5 {
+        let d = open(&rig, &pool.volume(volume.uuid()).unwrap());
+        let spare = all.iter().find(|d| !disks.iter().any(|have| std::ptr::eq(*have, *d)));
+        let adds = disks.len() == 1 || (spare.is_some() && rng.one_in(2));
+        let which = rng.below(2);
+        let change = async {
+            match spare.filter(|_| adds) {
+                Some(disk) => pool.add_disk(on(disk), true).await,
+                None => pool.remove_disk(on_name_of(&pool, which).await).await,
+            }
+        };
+        let mut change = Box::pin(change);
+        let mut ended = None;
+        for _ in 0..rng.below(150) {
+            if ended.is_none() {
+                ended = rig.run_for(1 + rng.below(8), change.as_mut());
+            }
+            if rng.one_in(12) {
+                rig.run(d.flush()).unwrap();
+                holds.iter_mut().for_each(|h| drop(h.drain(..h.len() - 1)));
+                continue;
+            }
+            let block = rng.below(BLOCKS * 2);
+            stamp += 1;
+            holds[block as usize].push(stamp);
+            write(&rig, &d, block, stamp);
+        }
+        if let Some(ended) = ended {
+            ended.unwrap();
+        }
+        all.iter().for_each(SimDisk::cut_power);
+        drop(change);
+        drop(d);
+        let _ = rig.run(pool.export());
+        disks = all.iter().collect();
+        pool = import_what_belongs(&rig, &mut disks);
+        let d = open(&rig, &pool.volume(volume.uuid()).unwrap());
+        for (block, may) in holds.iter_mut().enumerate() {
+            let found = read(&rig, &d, block as u64).unwrap();
+            assert!(
+                may.contains(&found),
+                "seed {seed} round {round}: block {block} holds {found}, not {may:?}"
+            );
+            *may = vec![found];
+        }
+        rig.run(d.close());
+        rig.run(pool.export()).unwrap();
+        assert_eq!(findings(&rig, &disks), Vec::<String>::new(), "seed {seed} round {round}");
+        pool = import(&rig, &disks).unwrap();
+    }
+}
+
+/// Name of one of the pool's disks that may go.
+async fn on_name_of(pool: &Pool, n: u64) -> String {
+    let disks = pool.disks().await.unwrap();
+    // What was begun goes on.
+    if let Some(leaving) = disks.iter().find(|d| d.state == DiskState::Evacuating) {
+        return leaving.name.clone();
+    }
+    disks[n as usize % disks.len()].name.clone()
+}
+
+#[test]
+fn disks_change_under_writes_and_power_cuts_and_nothing_is_lost() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|s| s.parse().ok());
+    let first = number("KEELSON_LVS_FIRST").unwrap_or(0);
+    for seed in first..first + number("KEELSON_LVS_SEEDS").unwrap_or(6) {
+        disks_change_under_cuts(seed);
     }
 }

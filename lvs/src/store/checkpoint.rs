@@ -12,7 +12,7 @@ use super::pages::{PageReader, PageWriter};
 use super::superblock::anchor_members;
 use super::{DELTA_RANGES, DELTA_UPDATES, Inner, LOOK_AGAIN, Store};
 use crate::LvsError;
-use crate::format::anchor::{Anchor, OpenSegment};
+use crate::format::anchor::{Anchor, MemberState, OpenSegment};
 use crate::format::blob::BlobPtr;
 use crate::format::record::BlobKind;
 use crate::format::{catalog, label, segtable};
@@ -366,7 +366,9 @@ impl Store {
         for copy in 0..label::ANCHOR_BLOCKS.len() {
             let count = self.inner().members.len();
             for member in 0..count {
-                if !self.inner().members.get(member).is_some_and(|m| !m.absent && wanted(m, copy)) {
+                // A device that this anchor lists as removed does not get it: it may not come back with the only copy.
+                let gets_it = |m: &Member| !m.absent && m.state != MemberState::Removed && wanted(m, copy);
+                if !self.inner().members.get(member).is_some_and(gets_it) {
                     continue;
                 }
                 let at = label::anchor_block(copy, anchor.checkpoint);

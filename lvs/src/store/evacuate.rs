@@ -187,7 +187,8 @@ impl Inner {
             .enumerate()
             .filter(|(index, m)| *index != member && m.state == MemberState::Active && !m.absent);
         if others.count() == 0 {
-            return stays("it is the only one; destroy the pool instead".to_owned());
+            let why = "it is the only one that stays; add another one first, or destroy the pool";
+            return stays(why.to_owned());
         }
         let left = self.space.capacity_without(Some(member as u8));
         let needed = self.taken_blocks();

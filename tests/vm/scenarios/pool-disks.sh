@@ -61,7 +61,7 @@ wait $load && ok "the load saw no error and verified" || { not_ok "the load saw 
 check "pool remove-disk to its end" "$KEELSON" pool remove-disk tpool "$two"
 has "one is left" "^$three $" names
 refuse "the last one stays" "$KEELSON" pool remove-disk tpool "$three"
-has "and it is said why" "only one" cat /run/refused
+has "and it is said why" "only one that stays" cat /run/refused
 check "a disk that was removed comes back" "$KEELSON" pool add-disk tpool $one
 sums >/run/sums.again
 check "the files are whole" cmp /run/sums /run/sums.again
