@@ -131,7 +131,7 @@ pub(super) async fn newest_anchor(members: &mut [Member], label: &Label) -> Resu
         let mut copies = [[None; label::ANCHOR_SLOTS as usize]; label::ANCHOR_BLOCKS.len()];
         for slot in 0..label::ANCHOR_SLOTS {
             let mut unreadable = 0;
-            for copy in 0..label::ANCHOR_BLOCKS.len() {
+            for (copy, seen) in copies.iter_mut().enumerate() {
                 let bytes = match read(member, label::anchor_block(copy, slot), MAX_ANCHOR_BYTES).await {
                     Ok(bytes) => bytes,
                     // The other copy may be readable, or those of the other devices.
@@ -148,7 +148,7 @@ pub(super) async fn newest_anchor(members: &mut [Member], label: &Label) -> Resu
                     Ok(anchor) if anchor.pool == label.pool => {
                         let here = &mut slots[slot as usize];
                         *here = (*here).max(Some(anchor.checkpoint));
-                        copies[copy][slot as usize] = Some(anchor.checkpoint);
+                        seen[slot as usize] = Some(anchor.checkpoint);
                         if newest.as_ref().is_none_or(|n| n.checkpoint < anchor.checkpoint) {
                             newest = Some(anchor);
                         }

@@ -54,8 +54,9 @@ pub(super) fn run(settings: &Settings<'_>, other: Option<CoreId>) -> Result<()> 
 fn one_thread(settings: &Settings<'_>) -> Result<()> {
     println!("\n{:<24} {:>10} {:>10} {:>10}", "lvs cores one thread", "home ns", "proxy ns", "added ns");
     let number = u32::try_from(settings.core).context("the number of a core")?;
-    let mut reactors = [number, number + 1]
-        .map(|id| Reactor::new(ReactorConfig { pin: false, ..ReactorConfig::new(CoreId(id)) }).map(RefCell::new));
+    let mut reactors = [number, number + 1].map(|id| {
+        Reactor::new(ReactorConfig { pin: false, ..ReactorConfig::new(CoreId(id)) }).map(RefCell::new)
+    });
     let [Ok(home), Ok(away)] = &mut reactors else { anyhow::bail!("cannot make two reactors") };
     let (home, away) = (&*home, &*away);
     let rig = Both { home, away };
@@ -70,7 +71,7 @@ fn one_thread(settings: &Settings<'_>) -> Result<()> {
                 of[at].push(1e9 / sample.iops);
             }
         }
-        let [home, proxy] = of.map(|mut runs| median(&mut runs));
+        let [home, proxy] = of.map(median);
         println!("{name:<24} {home:>10.0} {proxy:>10.0} {:>10.0}", proxy - home);
     }
     rig.run(home, pool.export())??;
@@ -149,16 +150,13 @@ fn two_cores(settings: &Settings<'_>, other: CoreId) -> Result<()> {
         for (at, (_, work)) in CELLS.into_iter().enumerate() {
             let run = |_| rig.load(&volume, work, Until::Time(settings.time));
             let runs = (0..RUNS).map(run).collect::<Result<Vec<_>>>()?;
-            let middle = |of: fn(&Sample) -> f64| median(&mut runs.iter().map(of).collect::<Vec<_>>());
+            let middle = |of: fn(&Sample) -> f64| median(runs.iter().map(of).collect());
             samples[at].push((middle(|s| s.iops), middle(|s| s.p50_us)));
         }
         rig.run(pool.export())??;
     }
     for ((name, _), of) in CELLS.iter().zip(samples) {
-        println!(
-            "{name:<24} {:>10.0} {:>10.0} {:>12.1} {:>12.1}",
-            of[0].0, of[1].0, of[0].1, of[1].1
-        );
+        println!("{name:<24} {:>10.0} {:>10.0} {:>12.1} {:>12.1}", of[0].0, of[1].0, of[0].1, of[1].1);
     }
     away.stop();
     away.join();
