@@ -25,11 +25,13 @@ impl Store {
     pub(super) async fn inspect_disks(&self, inspection: &mut Inspection) -> Result<(), LvsError> {
         let (anchor, disks) = {
             let inner = self.inner();
-            let disks: Vec<_> = inner.members.iter().map(|m| (m.uuid, m.device.name().to_owned())).collect();
+            let there = inner.members.iter().enumerate().filter(|(_, m)| !m.absent);
+            let disks: Vec<_> =
+                there.map(|(index, m)| (index as u8, m.uuid, m.device.name().to_owned())).collect();
             (inner.anchor.clone(), disks)
         };
-        for (member, (uuid, disk)) in disks.iter().enumerate() {
-            let member = member as u8;
+        for (member, uuid, disk) in &disks {
+            let member = *member;
             for (block, name) in LABEL_BLOCKS.into_iter().zip(COPIES) {
                 let bytes = self.read_copy(member, block, LABEL_BYTES).await?;
                 let copy = match bytes.map(|bytes| Label::decode(&bytes)) {
