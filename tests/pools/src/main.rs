@@ -14,6 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use harness::crash::Budget;
+use harness::faults::{fail_once, rot};
 use harness::scenes::{SCENES, cut};
 use harness::walk::{Walk, walk};
 
@@ -28,7 +29,7 @@ struct Scenario {
     run: fn(u64) -> u64,
 }
 
-const ALL: [Scenario; 2] = [
+const ALL: [Scenario; 3] = [
     Scenario {
         name: "model",
         about: "generated operations, crashes, exports and imports beside a model of the pool",
@@ -45,6 +46,14 @@ const ALL: [Scenario; 2] = [
             let budget =
                 Budget { all_subsets_of: 4, per_cut: 12, moments: 60, deep: 12, nested: 40, check: 3 };
             cut(scene, seed / SCENES.len() as u64, budget).unwrap().imports
+        },
+    },
+    Scenario {
+        name: "faults",
+        about: "writes, flushes and reads that fail, are lost or go elsewhere; blocks that go bad",
+        run: |seed| {
+            let struck = (0..8).filter(|i| fail_once(seed * 8 + i).unwrap()).count() as u64;
+            struck + rot(seed, 24).unwrap()
         },
     },
 ];

@@ -16,6 +16,7 @@ const SCOPES: &[(&str, &[&str])] = &[
     ("sim nvmf", &["nvme", "aio", "nvmf", "tests/sim"]),
     ("lvs model", ATTACK),
     ("lvs crash", ATTACK),
+    ("lvs faults", ATTACK),
     ("fuzz pdu", &["nvme", WIRE]),
     ("fuzz command", &["nvme", WIRE]),
     ("fuzz page", &["nvme", "tests/fuzz/src/targets/page.rs"]),
