@@ -3,6 +3,7 @@
 //! # Map
 //! - `harness`: model, disks, crashes. - [`models`]: long walks beside the model. - [`crashes`]: every moment of a
 //!   scenario as a power cut. - [`failures`]: disks that fail otherwise. - [`found`]: what all this has found.
+//!   [`review`]: what a review had found before.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -16,6 +17,7 @@ mod crashes;
 mod failures;
 mod found;
 mod models;
+mod review;
 
 /// Runs `test` for seeds: `count` of them from 0 on, or those of `KEELSON_LVS_SEEDS` (`7`, or `100..200`). A seed that fails
 /// is named.

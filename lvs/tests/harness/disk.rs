@@ -117,6 +117,8 @@ struct State {
     /// A fault has happened.
     struck: bool,
     unreadable: BTreeSet<u64>,
+    /// Reads of just 4 KiB that touch this block do not end.
+    stalled: Option<u64>,
     counts: Counts,
 }
 
@@ -146,6 +148,7 @@ impl Disk {
             fault: None,
             struck: false,
             unreadable: BTreeSet::new(),
+            stalled: None,
             counts: Counts::default(),
         };
         Self(Arc::new(Shared {
@@ -195,6 +198,11 @@ impl Disk {
     /// Makes a block unreadable until it is written.
     pub(crate) fn damage(&self, lba: u64) {
         self.state().unreadable.insert(lba);
+    }
+
+    /// Reads of just 4 KiB that touch the block do not end until this is called again.
+    pub(crate) fn stall(&self, lba: Option<u64>) {
+        self.state().stalled = lba;
     }
 
     /// Makes the disk larger.
@@ -421,10 +429,15 @@ impl IoChannel for Channel {
     fn poll(&mut self, out: &mut Vec<Completion>, budget: usize) -> usize {
         let mut done = 0;
         let mut at = 0;
+        let stalled = self.disk.state().stalled;
+        let block_bytes = u64::from(self.disk.0.block_bytes);
         while at < self.flight.len() {
             let io = &mut self.flight[at];
             io.left = io.left.saturating_sub(1);
-            if io.left > 0 || done == budget {
+            let stalls = io.opcode == Opcode::Read
+                && io.blocks * block_bytes == 4096
+                && stalled.is_some_and(|lba| (io.lba..io.lba + io.blocks).contains(&lba));
+            if io.left > 0 || stalls || done == budget {
                 at += 1;
                 continue;
             }
