@@ -1,7 +1,7 @@
 //! What it costs to use a volume from a core other than its pool's, beside the same I/O on the home core.
 //!
-//! - *one thread*: a thread turns both reactors in turn, so that the difference is the work of the proxy and its
-//!   agent, whatever else runs on the machine; what moving cache lines between cores costs is not in it.
+//! - *one thread*: a thread turns both reactors in turn, and its CPU time counts: the difference is the work of the proxy
+//!   and its agent, whatever else runs on the machine. What moving cache lines between cores costs is not in it.
 //! - *two cores*: as it is served; needs two cores that nobody else uses.
 
 use super::Settings;
@@ -13,6 +13,7 @@ use aio::{BlockDevice, CoreHandle, CoreId};
 use anyhow::{Context, Result, ensure};
 use lvs::Pool;
 use lvs::info::{CreatePool, CreateVolume};
+use rustix::time::{ClockId, clock_gettime};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -67,8 +68,9 @@ fn one_thread(settings: &Settings<'_>) -> Result<()> {
         let mut of = [Vec::new(), Vec::new()];
         for _ in 0..RUNS {
             for (at, here) in [home, away].into_iter().enumerate() {
+                let before = cpu_time();
                 let sample = rig.load(here, &volume, work, Until::Time(settings.time))?;
-                of[at].push(1e9 / sample.iops);
+                of[at].push((cpu_time() - before) / sample.ios as f64);
             }
         }
         let [home, proxy] = of.map(median);
@@ -76,6 +78,12 @@ fn one_thread(settings: &Settings<'_>) -> Result<()> {
     }
     rig.run(home, pool.export())??;
     Ok(())
+}
+
+/// What this thread has used, in nanoseconds.
+fn cpu_time() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
 }
 
 /// Two reactors of this thread.
