@@ -27,6 +27,8 @@ pub(super) const KEEP_FROM_HOLES: usize = 2;
 pub(super) const KEEP_FROM_CATALOGUE: usize = 1;
 /// Segments of the reserve beside a checkpoint: those that holes, the catalogue and the cleaner keep from each other.
 const RESERVE_BESIDE: u64 = 3;
+/// Segments that the reserve of a large pool has for moves beyond that: much cleaning for each checkpoint.
+const MOST_MOVES: u64 = 16;
 /// Segments' worth of updates that may come between two looks at the reserve: what the open segment takes, and the moves of a
 /// round of the cleaner.
 const AHEAD_SEGMENTS: u64 = 3;
@@ -34,8 +36,11 @@ const AHEAD_SEGMENTS: u64 = 3;
 const PINNED_SEGMENTS: u64 = 7;
 /// Blocks of tables of a new pool.
 const LEAST_TABLES: u64 = 8;
-/// The cleaner's share of what is written to the log: at the target, and at the reserve. In percent.
+/// The cleaner's share of what is written to the log: at the target, and where it hurries. In percent.
 const SHARE: (u64, u64) = (10, 90);
+/// It hurries, and volumes get what it gains, when this part of the way from target to reserve is used up. The rest is for
+/// what is cleaned and waits for a checkpoint: few of them do for much cleaning then.
+const HURRY_BELOW: u64 = 4;
 
 /// What the store knows of its space beside the segments.
 #[derive(Default)]
@@ -56,6 +61,10 @@ pub(super) struct Budget {
     pub(super) tables: u64,
     /// Lines without a tree that can be written to.
     pub(super) rootless: u64,
+    /// The cleaner is at work.
+    pub(super) cleaner_works: bool,
+    /// Blocks that it gained and volumes did not use yet.
+    pub(super) credit: i64,
     /// The cleaner should look.
     pub(super) want_cleaning: bool,
     /// Segments that may be cleaned next, the best one last.
@@ -127,7 +136,8 @@ impl Inner {
     pub(super) fn reserve_segments(&self) -> u64 {
         let ahead = AHEAD_SEGMENTS * u64::from(self.space.segment_blocks());
         let ahead = ahead.min(super::DELTA_UPDATES as u64 - (self.active.len().0 as u64).min(ahead));
-        RESERVE_BESIDE + self.checkpoint_segments(ahead)
+        let moves = u64::from(self.space.staying(None) / 64).min(MOST_MOVES);
+        RESERVE_BESIDE + moves + self.checkpoint_segments(ahead)
     }
 
     /// So many segments the cleaner wants free or named.
@@ -142,10 +152,40 @@ impl Inner {
     /// Can a record of volumes with payload be placed?
     pub(super) fn room_for_data(&mut self, blocks: u32) -> bool {
         let opened = self.space.opened_hot();
-        let room = u64::from(self.space.available()) > self.reserve_segments()
+        let reserve = self.reserve_segments();
+        let room = u64::from(self.space.available()) > reserve
+            && (self.budget.credit > 0 || !self.is_throttled(reserve))
             && self.log.make_room(Flow::Hot, 1 + blocks, KEEP_FROM_DATA, &mut self.space);
         self.budget.want_cleaning |= self.space.opened_hot() != opened;
         room
+    }
+
+    /// Do volumes get only what cleaning gains? Otherwise they would use up in a burst what is free, and then stand still
+    /// until there is some again.
+    fn is_throttled(&self, reserve: u64) -> bool {
+        let target = self.target_segments(reserve);
+        let at_hand = u64::from(self.space.available()) + self.coming();
+        self.budget.cleaner_works && at_hand < target - (target - reserve) / HURRY_BELOW
+    }
+
+    /// A record of so many blocks of volumes is placed: while they are throttled, that is counted.
+    pub(super) fn spend(&mut self, blocks: u32) {
+        if self.budget.cleaner_works && self.is_throttled(self.reserve_segments()) {
+            self.budget.credit -= i64::from(blocks);
+        }
+    }
+
+    /// The cleaner gained so many blocks: volumes may use most of them.
+    pub(super) fn earn(&mut self, blocks: u32) {
+        let most = 4 * i64::from(self.space.segment_blocks());
+        self.budget.credit = (self.budget.credit + i64::from(blocks) * 15 / 16).min(most);
+    }
+
+    /// A checkpoint wrote so many blocks: volumes cannot have them.
+    pub(super) fn wrote_pages(&mut self, blocks: u32) {
+        self.budget.written.pages += u64::from(blocks);
+        let least = -4 * i64::from(self.space.segment_blocks());
+        self.budget.credit = (self.budget.credit - i64::from(blocks)).max(least);
     }
 
     /// Can a record that only unmaps be placed?
@@ -185,7 +225,8 @@ impl Inner {
     /// Is it worth to begin cleaning?
     pub(super) fn wants_cleaning(&mut self) -> bool {
         self.budget.want_cleaning = false;
-        self.is_short() && self.log.last() >= self.budget.rest_until
+        let due = self.is_short() || (self.coming() > 0 && self.is_low());
+        due && (self.log.last() >= self.budget.rest_until || self.has_no_room())
     }
 
     /// A checkpoint that did not fit should be tried again.
@@ -200,10 +241,25 @@ impl Inner {
             && u64::from(self.space.available()) + coming < self.target_segments(self.reserve_segments())
     }
 
+    /// Is it time for a checkpoint that frees what was cleaned? Not before: each of them writes much of a small map anew.
+    pub(super) fn frees_enough(&self) -> bool {
+        let reserve = self.reserve_segments();
+        let batch = (self.target_segments(reserve) - reserve) / 2;
+        let coming = self.coming();
+        coming > 0 && self.is_low() && (coming >= batch || !self.is_short())
+    }
+
+    /// Is little free?
+    pub(super) fn is_low(&self) -> bool {
+        let reserve = self.reserve_segments();
+        let target = self.target_segments(reserve);
+        u64::from(self.space.available()) <= reserve + (target - reserve) / 8
+    }
+
     /// Segments that were cleaned and are not free yet.
     pub(super) fn coming(&self) -> u64 {
-        let waits = |id: &&SegmentId| {
-            self.space.get(**id).is_some_and(|s| matches!(s.state, State::Log | State::Pages))
+        let waits = |(id, _): &&(SegmentId, Seq)| {
+            self.space.get(*id).is_some_and(|s| matches!(s.state, State::Log | State::Pages))
         };
         self.cleaning.iter().filter(waits).count() as u64
     }
@@ -212,11 +268,12 @@ impl Inner {
     pub(super) fn cleaner_share(&self) -> u64 {
         let (reserve, available) = (self.reserve_segments(), u64::from(self.space.available()));
         let target = self.target_segments(reserve);
-        if available <= reserve || self.space.named() <= KEEP_FROM_DATA {
+        let band = (target - reserve) / HURRY_BELOW;
+        let below = target.saturating_sub(available + self.coming());
+        if available <= reserve || below > band || self.space.named() <= KEEP_FROM_DATA {
             return 100;
         }
-        let below = target.saturating_sub(available);
-        SHARE.0 + (SHARE.1 - SHARE.0) * below / (target - reserve).max(1)
+        SHARE.0 + (SHARE.1 - SHARE.0) * below / band.max(1)
     }
 
     /// Blocks of the pool that are taken, at most: by volumes, by what was promised, and by more map than is left out of

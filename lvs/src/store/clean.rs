@@ -42,9 +42,6 @@ const REST_RECORDS: u64 = 256;
 /// How often the cleaner looks whether it may go on, and how long volumes have to be quiet for it to go on anyway.
 const PACE: Duration = Duration::from_micros(100);
 const QUIET: Duration = Duration::from_millis(2);
-/// Cleaned segments after which volumes that wait get what there is: at least, and at most.
-const HURRY: (u64, u64) = (2, 16);
-
 /// A block of a victim, as its record described it.
 struct Candidate {
     line: LineId,
@@ -91,38 +88,37 @@ impl Drop for Hold<'_> {
 impl Store {
     /// Cleans until as many segments are free as it aims at, or nothing is left to gain.
     pub(super) async fn clean_in_background(self: Rc<Self>) {
-        let mut fruitless = 0;
+        self.inner().begin_cleaning();
+        let (mut best, mut fruitless) = (0, 0);
         while fruitless < FRUITLESS && !self.stops_cleaning() {
-            let before = self.inner().gained();
-            let cleaned = self.clean_round().await;
-            // What was moved is counted, what is empty becomes free.
+            let (cleaned, ran_out) = self.clean_some().await;
+            let free_now = {
+                let mut inner = self.inner();
+                inner.judge_cleaned();
+                inner.want_checkpoint |= inner.frees_enough() && !self.background.get();
+                if !inner.is_short() {
+                    break;
+                }
+                ran_out
+            };
+            if !free_now {
+                // It goes on beside the checkpoint.
+                self.look_after();
+                continue;
+            }
+            // What was moved is counted, what is empty becomes free: only then it goes on.
             if self.stops_cleaning() || self.checkpoint(false).await.is_err() {
                 break;
             }
-            let (gained, enough) = {
-                let mut inner = self.inner();
-                inner.judge_cleaned();
-                (inner.gained() > before, !inner.is_short())
-            };
+            let gained = self.inner().gained();
             let less = if cleaned { 1 } else { EMPTY_ROUND };
-            fruitless = if gained { 0 } else { fruitless + less };
-            if enough {
-                break;
-            }
+            fruitless = if gained > best { 0 } else { fruitless + less };
+            best = best.max(gained);
             if (FRUITLESS / 2..FRUITLESS / 2 + less).contains(&fruitless) {
                 self.recount().await;
             }
         }
-        let mut inner = self.inner();
-        if fruitless >= FRUITLESS {
-            inner.budget.rest_until = Seq(inner.log.last().0 + REST_RECORDS);
-            if inner.has_no_room() {
-                inner.give_up_on_space();
-            }
-        }
-        inner.budget.want_cleaning |= inner.has_no_room();
-        inner.publish();
-        drop(inner);
+        self.inner().end_cleaning(fruitless >= FRUITLESS);
         self.cleaning.set(false);
     }
 
@@ -130,23 +126,13 @@ impl Store {
         self.closing.get() || self.inner().fault.is_some()
     }
 
-    /// Cleans as many segments as are wanted, or as there is room to move to before a checkpoint. False: none.
-    async fn clean_round(self: &Rc<Self>) -> bool {
-        let mut cleaned = false;
-        while !self.stops_cleaning() {
-            let victim = self.inner().take_victim();
-            let Some(victim) = victim else { break };
-            cleaned = true;
-            // What cannot be read stays where it is, and whoever reads it is told.
-            if let Ok(false) = self.clean_segment(victim, Pace::OfVolumes).await {
-                self.inner().cleaning.retain(|&id| id != victim);
-                break;
-            }
-            if self.inner().cleaned_enough() {
-                break;
-            }
-        }
-        cleaned
+    /// Cleans a segment. Was there one, and is there no room for another before a checkpoint?
+    async fn clean_some(self: &Rc<Self>) -> (bool, bool) {
+        let Some(victim) = self.inner().take_victim() else { return (false, true) };
+        // What cannot be read stays where it is, and whoever reads it is told.
+        let whole = self.clean_segment(victim, Pace::OfVolumes).await.unwrap_or(true);
+        self.inner().cleaned(victim, whole);
+        (true, !whole)
     }
 
     /// Moves what is live in a segment. False when there was no room for all of it.
@@ -363,10 +349,33 @@ impl Inner {
         Some(MOVE_BLOCKS.min(self.log.left(Flow::Cold, &self.space) as usize - 1))
     }
 
-    /// Is it time for a checkpoint to free what was cleaned?
-    fn cleaned_enough(&self) -> bool {
-        let hurry = (u64::from(self.space.total()) / 64).clamp(HURRY.0, HURRY.1);
-        !self.is_short() || (self.cleaner_share() >= 100 && self.coming() >= hurry)
+    fn begin_cleaning(&mut self) {
+        self.budget.cleaner_works = true;
+        self.budget.credit = 0;
+    }
+
+    /// `in_vain`: the pool is as full as it can be.
+    fn end_cleaning(&mut self, in_vain: bool) {
+        self.budget.cleaner_works = false;
+        if in_vain {
+            self.budget.rest_until = Seq(self.log.last().0 + REST_RECORDS);
+            if self.has_no_room() {
+                self.give_up_on_space();
+            }
+        }
+        self.budget.want_cleaning |= self.has_no_room();
+        self.publish();
+    }
+
+    /// A segment was cleaned, all of it or what there was room for.
+    fn cleaned(&mut self, id: SegmentId, whole: bool) {
+        self.cleaning.retain(|&(other, _)| other != id);
+        if whole {
+            // One more record than there is: pages that were touched are for the next merge, not for one that goes on.
+            self.cleaning.push((id, self.log.last().next()));
+            let live = self.space.get(id).map_or(0, |s| s.live);
+            self.earn(self.space.segment_blocks().saturating_sub(live + live / 32));
+        }
     }
 
     /// The next segment to clean; `None` when there is none, or no room to move its blocks to before a checkpoint.
@@ -378,13 +387,15 @@ impl Inner {
                 if std::mem::replace(&mut looked, true) {
                     return None;
                 }
-                let mut but = [&self.cleaning[..], &self.budget.doubtful[..]].concat();
+                let mut but = self.budget.doubtful.clone();
+                but.extend(self.cleaning.iter().map(|&(id, _)| id));
                 but.sort_unstable();
                 let greedy = self.cleaner_share() >= 100;
                 self.budget.victims = self.space.victims(base, VICTIMS, greedy, &but);
                 continue;
             };
-            let known = self.cleaning.contains(&id) || self.budget.doubtful.contains(&id);
+            let taken = self.cleaning.iter().any(|&(other, _)| other == id);
+            let known = taken || self.budget.doubtful.contains(&id);
             let Some(live) = self.space.cleanable(id, base).filter(|_| !known) else { continue };
             if !self.fits(id, live) {
                 // Perhaps one that needs less does.
@@ -397,7 +408,7 @@ impl Inner {
                 let held = pieces.any(|piece| self.space.segment_of(piece.pba) == Some(id));
                 self.catalogue.dirty |= held;
             }
-            self.cleaning.push(id);
+            self.cleaning.push((id, Seq::MAX));
             return Some(id);
         }
     }
@@ -418,13 +429,19 @@ impl Inner {
         u64::from(live) < updates && needed <= room + u64::from(self.log.left(Flow::Cold, &self.space))
     }
 
-    /// A checkpoint counted what was moved: segments that were cleaned are free now, or not worth another try.
+    /// Checkpoints counted what was moved: segments that were cleaned are free now, or not worth another try.
     fn judge_cleaned(&mut self) {
         let base = self.anchor.base;
-        let mut doubtful = std::mem::take(&mut self.budget.doubtful);
-        doubtful.append(&mut self.cleaning);
-        doubtful.retain(|&id| self.space.cleanable(id, base).is_some());
-        self.budget.doubtful = doubtful;
+        let space = &self.space;
+        let doubtful = &mut self.budget.doubtful;
+        self.cleaning.retain(|&(id, counted)| {
+            let here = space.get(id).is_some_and(|s| matches!(s.state, State::Log | State::Pages));
+            if counted <= base && space.cleanable(id, base).is_some() {
+                doubtful.push(id);
+            }
+            here && counted > base
+        });
+        doubtful.retain(|&id| space.cleanable(id, base).is_some());
     }
 
     /// The tree of a line.

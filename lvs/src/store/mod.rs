@@ -173,8 +173,8 @@ pub(crate) struct Inner {
     read_only: Option<String>,
     /// A checkpoint should begin soon.
     want_checkpoint: bool,
-    /// Segments that the cleaner took and that are not free yet.
-    cleaning: Vec<SegmentId>,
+    /// Segments that the cleaner took and that are not free yet; empty when everything up to a record is counted.
+    cleaning: Vec<(SegmentId, Seq)>,
     /// Map pages that have to leave their segments: the next merge writes them anew.
     touched: Vec<PageTag>,
     /// Partial writes at work.

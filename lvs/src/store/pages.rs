@@ -289,7 +289,7 @@ impl PageWriter {
             let mut inner = self.store().inner();
             let stamp = Stamp { seq: Seq::ZERO, durable: Seq::ZERO, checkpoint: inner.checkpoint };
             batch.header.finish(&mut batch.buf[..BLOCK], &stamp, &inner.seal, batch.pba);
-            inner.budget.written.pages += u64::from(1 + batch.blocks);
+            inner.wrote_pages(1 + batch.blocks);
             if let Some(open) = &mut inner.page_streams[stream] {
                 open.offset += 1 + batch.blocks;
             }

@@ -234,6 +234,7 @@ impl Inner {
         header.finish(&mut buf, &stamp, &self.seal, pba);
         self.stated(seq);
         self.budget.host_at = self.now;
+        self.spend(1 + payload);
         self.budget.written.headers += 1;
         self.budget.written.data += u64::from(payload);
         let record = &mut self.records[index];
