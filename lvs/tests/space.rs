@@ -149,7 +149,10 @@ impl Bench {
         volumes.iter().for_each(|v| self.rig.run(v.d.flush()).unwrap());
         self.disks.iter().for_each(SimDisk::cut_power);
         let _ = self.rig.run(self.pool.export());
-        let report = self.rig.run(lvs::check(self.rig.home(), powered(&self.disks), true)).unwrap();
+        let report = self
+            .rig
+            .run(lvs::check(self.rig.home(), powered(&self.disks), lvs::info::CheckWish::everything()))
+            .unwrap();
         assert_eq!(report.findings, Vec::<String>::new(), "{what}");
         let devices = powered(&self.disks);
         self.pool = self.rig.run(Pool::import(self.rig.home(), devices, ImportPool::default())).unwrap();
@@ -163,7 +166,10 @@ impl Bench {
     fn end(self) {
         assert_eq!(self.info().fault, None);
         self.rig.run(self.pool.export()).unwrap();
-        let report = self.rig.run(lvs::check(self.rig.home(), powered(&self.disks), true)).unwrap();
+        let report = self
+            .rig
+            .run(lvs::check(self.rig.home(), powered(&self.disks), lvs::info::CheckWish::everything()))
+            .unwrap();
         assert_eq!(report.findings, Vec::<String>::new());
     }
 }
