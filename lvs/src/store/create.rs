@@ -145,6 +145,7 @@ pub(super) fn assemble(core: &Core, parts: Parts) -> Result<Rc<Store>, LvsError>
         refused: Vec::new(),
         checkpoint: parts.anchor.checkpoint,
         anchor: parts.anchor,
+        anchor_followed: true,
         read_errors: 0,
         checksum_errors: 0,
         page_errors: 0,

@@ -324,7 +324,9 @@ impl Store {
             self.collect_segment(first, offset, segment_blocks, &seal, anchor.base, &mut tail).await?;
         }
         // H10: no silent step back. Records say after which checkpoint they were written.
-        if let Some(newer) = tail.values().map(|f| f.checkpoint).max().filter(|&c| c > anchor.checkpoint) {
+        let last = tail.values().map(|f| f.checkpoint).max();
+        self.inner().anchor_followed = anchor.clean || last == Some(anchor.checkpoint);
+        if let Some(newer) = last.filter(|&c| c > anchor.checkpoint) {
             let found = anchor.checkpoint;
             return Err(damaged(format!(
                 "its newest checkpoint was {newer} at least, and {found} is the newest whole one"

@@ -188,6 +188,8 @@ pub(crate) struct Inner {
     seal: HeaderSeal,
     /// As it is on the devices.
     anchor: Anchor,
+    /// Of an import: something was written after the anchor, so that all of its copies were whole once.
+    anchor_followed: bool,
     headers: DmaPool,
     copies: DmaPool,
     edges: DmaPool,

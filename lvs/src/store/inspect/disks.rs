@@ -23,12 +23,12 @@ enum Copy {
 
 impl Store {
     pub(super) async fn inspect_disks(&self, inspection: &mut Inspection) -> Result<(), LvsError> {
-        let (anchor, disks) = {
+        let (anchor, followed, disks) = {
             let inner = self.inner();
             let there = inner.members.iter().enumerate().filter(|(_, m)| !m.absent);
             let disks: Vec<_> =
                 there.map(|(index, m)| (index as u8, m.uuid, m.device.name().to_owned())).collect();
-            (inner.anchor.clone(), disks)
+            (inner.anchor.clone(), inner.anchor_followed, disks)
         };
         for (member, uuid, disk) in &disks {
             let member = *member;
@@ -47,7 +47,11 @@ impl Store {
                 let block = label::anchor_block(copy, anchor.checkpoint);
                 let bytes = self.read_copy(member, block, MAX_ANCHOR_BYTES).await?;
                 let what = format!("copy {name} of the newest anchor of {disk}");
-                let copy = judge_anchor(bytes.as_deref(), &anchor);
+                let copy = match judge_anchor(bytes.as_deref(), &anchor) {
+                    // As a crash in the middle of it leaves it.
+                    Copy::Damaged(_) if bytes.is_some() && !followed => Copy::Good,
+                    copy => copy,
+                };
                 inspection.judge(&what, copy, |mend| mend.anchors.push((member, block)));
             }
         }
