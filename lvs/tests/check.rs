@@ -101,7 +101,7 @@ fn a_clean_pool_has_no_findings_and_stays_as_it_is() {
 #[test]
 fn damaged_copies_are_found_and_written_anew() {
     let (rig, mut rng) = (Rig::new(), Rng::new(3));
-    for round in 0..6 {
+    for round in 0..7 {
         let disks = [1, 2].map(|n| rig.disk(&format!("d{n}"), 4096, 32, true, 10 * round + n));
         let disks = disks.each_ref();
         let volume = filled(&rig, &disks);
@@ -112,10 +112,12 @@ fn damaged_copies_are_found_and_written_anew() {
             2 => &[(0, a)],
             3 => &[(1, b)],
             4 => &[(0, 8), (1, 0), (0, b), (1, a)],
-            _ => &[(0, a), (0, b)],
+            5 => &[(0, a), (0, b)],
+            // Behind the end of the anchor.
+            _ => &[(0, a + 15)],
         };
         for &(disk, block) in hit {
-            match rng.one_in(3) {
+            match round == 6 || rng.one_in(3) {
                 true => disks[disk].damage(Lba(block)),
                 false => disks[disk].flip_bit(Lba(block), rng.below(800)),
             }
@@ -180,13 +182,13 @@ fn what_cannot_be_looked_at_is_an_error_and_what_cannot_be_right_a_finding() {
 fn power_cuts_during_a_repair_lose_nothing() {
     let rig = Rig::new();
     let (mut unrepaired, mut repaired) = (0, 0);
-    for cut in 0..30 {
+    for cut in 0..16 {
         let disk = rig.disk("d", 4096, 32, true, 100 + cut);
         let volume = filled(&rig, &[&disk]);
         let [a, _] = newest_anchor(&disk);
         disk.flip_bit(Lba(0), 700);
         disk.flip_bit(Lba(a), 700);
-        let _ = rig.run_for(80 * cut, lvs::repair(rig.home(), powered(&[&disk])));
+        let _ = rig.run_for(150 * cut, lvs::repair(rig.home(), powered(&[&disk])));
         disk.cut_power();
         // What it was about ends with the disk.
         (0..2000).for_each(|_| rig.turn());
@@ -200,5 +202,5 @@ fn power_cuts_during_a_repair_lose_nothing() {
         assert_eq!(check(&rig, &[&disk]).findings, Vec::<String>::new(), "{cut}");
         assert_whole(&rig, &[&disk], volume);
     }
-    assert!(unrepaired > 5 && repaired > 5, "{unrepaired} before its end, {repaired} after");
+    assert!(unrepaired > 2 && repaired > 2, "{unrepaired} before its end, {repaired} after");
 }

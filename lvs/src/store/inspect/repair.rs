@@ -10,6 +10,7 @@ use aio::{BlockDevice, Core};
 
 use super::Mend;
 use crate::LvsError;
+use crate::format::anchor::MAX_ANCHOR_BYTES;
 use crate::format::label::{LABEL_BLOCKS, LABEL_BYTES, Label};
 use crate::info::{CheckWish, ImportPool};
 use crate::store::Store;
@@ -94,7 +95,9 @@ impl Store {
 
     async fn repair_anchor(&self, member: u8, block: u64) -> Result<String, LvsError> {
         let anchor = self.inner().anchor.clone();
-        let bytes = anchor.encode().map_err(|source| LvsError::Encode { source })?;
+        let mut bytes = anchor.encode().map_err(|source| LvsError::Encode { source })?;
+        // All of the slot: a block behind the anchor that cannot be read keeps an import from reading it, too.
+        bytes.resize(MAX_ANCHOR_BYTES, 0);
         let disk = self.write_copy(member, block, &bytes).await?;
         Ok(format!("wrote anchor {} of {disk} anew in block {block}", anchor.checkpoint))
     }
