@@ -18,6 +18,7 @@ fn cuts(scene: &'static str) {
     seeds(1, |seed| {
         let tried = cut(scene, seed, budget()).unwrap();
         println!("{scene}, seed {seed}: {tried:?}");
+        assert!(tried.imports >= 10, "{scene}, seed {seed}: next to nothing was cut: {tried:?}");
     });
 }
 

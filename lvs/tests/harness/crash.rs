@@ -265,8 +265,10 @@ impl Explorer {
     }
 
     fn explore_to(&mut self, scene: Scene<'_>, judge: &mut dyn Judge, depth: u32) -> Result<(), String> {
-        let events = (scene.recording.events.len() - scene.from) as u64;
+        let of_disks = |event: &&Event| !matches!(event, Event::Begin { .. } | Event::End { .. });
+        let events = scene.recording.events[scene.from..].iter().filter(of_disks).count() as u64;
         let stride = events.checked_div(self.budget.moments).unwrap_or(1).max(1);
+        let mut left = self.rng.below(stride);
         let mut state = State::new(scene.start);
         let mut current: Vec<(String, Rc<Seen>)> = Vec::new();
         for (at, event) in scene.recording.events.iter().enumerate() {
@@ -277,9 +279,13 @@ impl Explorer {
             }
             if changed {
                 current.clear();
-                if self.rng.one_in(stride) {
+                // About every so many of them.
+                if left == 0 {
                     self.tried.moments += 1;
                     current = self.cut(&state, at, depth)?;
+                    left = stride - 1 + self.rng.below(3).min(stride - 1);
+                } else {
+                    left -= 1;
                 }
             }
             if changed || matches!(event, Event::End { .. }) {

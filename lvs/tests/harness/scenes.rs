@@ -52,6 +52,7 @@ fn record(name: &str, seed: u64) -> Recorded {
     let mut play = Play { rng, live, unit: u64::from(block_bytes) / 512, disks, tape: tape.clone() };
     let from = play.play(name);
     let last = tape.len();
+    super::live::trace(|| format!("{name}: {last} events, of which those from {from} on are cut"));
     let mut recording = tape.recording();
     recording.events.truncate(last);
     play.live.close();
