@@ -707,7 +707,7 @@ fn a_volume_without_a_readable_map_is_write_protected_before_there_is_too_much()
 }
 
 /// Imports what is left of a pool after a cut: a disk that is none of it any more, or not yet, is left out.
-fn import_what_belongs<'a>(rig: &Rig, disks: &mut Vec<&'a SimDisk>) -> Pool {
+fn import_what_belongs(rig: &Rig, disks: &mut Vec<&SimDisk>) -> Pool {
     let mut left_out = Vec::new();
     loop {
         let error = match import(rig, disks) {
