@@ -386,7 +386,9 @@ fn h20_amplification_stays_within_the_formula() {
             let live = (segments as f64 - 14.0) * 0.86 * 0.9 * per;
             let formula = stated(live, segments as f64, per, depth as f64);
             println!("{mib} MiB, {depth} at a time: {measured:.2}, formula {formula:.2}, {written:?}");
-            assert!(measured <= formula * 1.1 && measured <= 6.0, "{measured:.2}, {formula:.2}");
+            assert!(measured <= formula, "{measured:.2}, {formula:.2}");
+            // Of single blocks half of what is written is headers.
+            assert!(measured <= 6.0 || depth == 1, "{measured:.2}");
         }
     }
 }
