@@ -188,7 +188,10 @@ impl Inner {
     pub(crate) fn disk_infos(&self) -> Vec<DiskInfo> {
         let mut disks = Vec::new();
         for (index, m) in self.members.iter().enumerate() {
-            let state = match (m.state, m.absent) {
+            // Only once that is durable: an import has to find it.
+            let durable = self.anchor.members.get(index).map_or(m.state, |listed| listed.state);
+            let begun = m.state == MemberState::Evacuating && durable != MemberState::Evacuating;
+            let state = match (if begun { MemberState::Active } else { m.state }, m.absent) {
                 (MemberState::Removed, _) => continue,
                 (_, true) => DiskState::Missing,
                 (MemberState::Evacuating, false) => DiskState::Evacuating,
