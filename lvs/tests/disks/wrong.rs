@@ -1,0 +1,139 @@
+//! Disks that are missing, stale, foreign, or have the only anchors.
+
+use super::*;
+
+/// H10: without a disk there is no import for writing; for reading only, what is on the others is there, and the rest is an
+/// error.
+#[test]
+fn h10_a_missing_disk_is_named_and_a_degraded_import_reads_what_is_there() {
+    for clean in [true, false] {
+        let rig = Rig::new();
+        let disks = [rig.disk("a", 4096, 40, true, 1), rig.disk("b", 4096, 40, true, 2)];
+        let disks = [&disks[0], &disks[1]];
+        let (pool, volume) = filled(&rig, &disks);
+        let members = rig.run(pool.disks()).unwrap();
+        match clean {
+            true => rig.run(pool.export()).unwrap(),
+            false => crash(&rig, pool, &disks),
+        }
+        let mut readable = Vec::new();
+        for left in 0..2 {
+            let missing = &members[1 - left];
+            let error = import(&rig, &[disks[left]]).map(|_| ()).unwrap_err();
+            assert!(matches!(&error, LvsError::DiskMissing { members: 2, .. }), "{error}");
+            let text = error.to_string();
+            for part in [format!("disk {}", missing.index), missing.uuid.to_string(), missing.name.clone()] {
+                assert!(text.contains(&part), "{text}");
+            }
+            let spec = ImportPool { degraded: true, ..ImportPool::default() };
+            let pool = rig.run(Pool::import(rig.home(), powered(&[disks[left]]), spec)).unwrap();
+            let info = rig.run(pool.info()).unwrap();
+            assert!(info.read_only.is_some_and(|why| why.contains(&format!("disk {}", missing.index))));
+            let d = open(&rig, &pool.volume(volume.uuid()).unwrap());
+            let there: Vec<Option<u64>> = (0..BLOCKS).map(|block| read(&rig, &d, block * 2)).collect();
+            for (block, found) in (1..).zip(&there) {
+                assert!(found.is_none_or(|found| found == block), "block {block}: {found:?}");
+            }
+            let found = there.iter().enumerate().filter(|(_, found)| found.is_some());
+            readable.extend(found.map(|(block, _)| block));
+            assert!(!try_write(&rig, &d, 0, 5));
+            rig.run(d.flush()).unwrap();
+            rig.run(d.close());
+            let spec = CreateVolume {
+                name: "x".to_owned(),
+                uuid: None,
+                size_bytes: MIB,
+                thin: true,
+                entity_id: None,
+            };
+            assert!(matches!(rig.run(pool.create_volume(spec)), Err(LvsError::ReadOnly { .. })));
+            rig.run(pool.export()).unwrap();
+        }
+        // A block is read where its data and the leaf that leads there are.
+        let count = readable.len();
+        assert!(count > 100, "{count} of {BLOCKS}");
+        readable.sort_unstable();
+        readable.dedup();
+        assert_eq!(readable.len(), count, "read without either disk");
+        // Nothing was written: with both disks everything is there.
+        assert_filled(&rig, &import(&rig, &disks).unwrap(), &volume);
+    }
+}
+
+#[test]
+fn a_stale_disk_and_a_foreign_disk_are_refused_in_words() {
+    let rig = Rig::new();
+    let [a, b, c] = ["a", "b", "c"].map(|name| rig.disk(name, 4096, 40, true, 1));
+    let (pool, volume) = filled(&rig, &[&a, &b]);
+    rig.run(pool.export()).unwrap();
+    // An older copy of a disk.
+    let old = rig.disk("old", 4096, 40, true, 9);
+    copy(&rig, &b, &old);
+    let pool = import(&rig, &[&a, &b]).unwrap();
+    (0..3).for_each(|_| rig.run(pool.checkpoint()).unwrap());
+    rig.run(pool.export()).unwrap();
+    let refused = |disks: &[&SimDisk]| import(&rig, disks).map(|_| ()).unwrap_err().to_string();
+    assert!(refused(&[&a, &old]).contains("older copy"), "{}", refused(&[&a, &old]));
+    let twice = rig.disk("twice", 4096, 40, true, 9);
+    copy(&rig, &b, &twice);
+    assert!(refused(&[&a, &b, &twice]).contains("twice is not a disk of pool tpool (it is a copy"));
+    // One of another pool, one of none, and one that was removed.
+    let other = create(&rig, &[&c]);
+    rig.run(other.export()).unwrap();
+    assert!(refused(&[&a, &b, &c]).contains("c holds pool tpool"), "{}", refused(&[&a, &b, &c]));
+    let empty = rig.disk("empty", 4096, 40, true, 9);
+    assert!(refused(&[&a, &b, &empty]).contains("no pool on empty"));
+    let pool = import(&rig, &[&a, &b]).unwrap();
+    let before = rig.disk("before", 4096, 40, true, 9);
+    rig.run(pool.remove_disk("b".to_owned())).unwrap();
+    copy(&rig, &twice, &before);
+    rig.run(pool.export()).unwrap();
+    assert!(refused(&[&a, &before]).contains("it was removed"), "{}", refused(&[&a, &before]));
+    assert!(refused(&[&a, &b]).contains("no pool on b"), "{}", refused(&[&a, &b]));
+    assert_filled(&rig, &import(&rig, &[&a]).unwrap(), &volume);
+}
+
+/// Everything on a disk as it is.
+fn copy(rig: &Rig, from: &SimDisk, to: &SimDisk) {
+    let d = rig.run(Descriptor::open(on(to))).unwrap();
+    for block in 0..40 * 256 {
+        let bytes = from.block(Lba(block));
+        if bytes.iter().any(|&b| b != 0) {
+            let mut buf = rig.core().pools().unwrap().alloc(BLOCK as u32).unwrap();
+            buf[..BLOCK as usize].copy_from_slice(&bytes);
+            rig.run(d.write_at(block * BLOCK, BLOCK as u32, buf)).0.unwrap();
+        }
+    }
+    rig.run(d.flush()).unwrap();
+    rig.run(d.close());
+}
+
+/// H10: the superblocks of one disk are enough, when those of the other cannot be read, or are wrong.
+#[test]
+fn h10_the_anchors_of_one_disk_are_enough() {
+    for damaged in 0..2 {
+        for flip in [true, false] {
+            let rig = Rig::new();
+            let disks = [rig.disk("a", 4096, 40, true, 1), rig.disk("b", 4096, 40, true, 2)];
+            let disks = [&disks[0], &disks[1]];
+            let (pool, volume) = filled(&rig, &disks);
+            crash(&rig, pool, &disks);
+            for block in 16..144 {
+                match flip {
+                    true if disks[damaged].block(Lba(block)).iter().any(|&b| b != 0) => {
+                        disks[damaged].flip_bit(Lba(block), 700);
+                    }
+                    true => {}
+                    false => disks[damaged].damage(Lba(block)),
+                }
+            }
+            let pool = import(&rig, &disks).unwrap();
+            assert_filled(&rig, &pool, &volume);
+            rig.run(pool.export()).unwrap();
+            // Blocks of a slot that the anchor does not fill stay as they are.
+            let found = findings(&rig, &disks);
+            let disk = ["a", "b"][damaged];
+            assert!(found.iter().all(|f| f.contains(&format!("newest anchor of {disk}"))), "{found:?}");
+        }
+    }
+}
