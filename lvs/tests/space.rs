@@ -387,8 +387,7 @@ fn h20_amplification_stays_within_the_formula() {
             let formula = stated(live, segments as f64, per, depth as f64);
             println!("{mib} MiB, {depth} at a time: {measured:.2}, formula {formula:.2}, {written:?}");
             assert!(measured <= formula, "{measured:.2}, {formula:.2}");
-            // Of single blocks half of what is written is headers.
-            assert!(measured <= 6.0 || depth == 1, "{measured:.2}");
+            assert!(measured <= 6.0, "{measured:.2}");
         }
     }
 }
