@@ -5,10 +5,10 @@
 //! done. What was created by request is written to the state folder before the request is answered.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aio::reactor::CoreHandle;
-use aio::{BlockCount, BlockDevice, DeviceUri};
+use aio::{BlockCount, BlockDevice, DeviceError, DeviceUri};
 use nvmf::initiator::NvmfDevice;
 use nvmf::target::{AnaState, Target, TargetError};
 use rpc::mayastor::v1::{NvmeController, NvmeControllerIoStats, NvmeControllerState};
@@ -29,6 +29,13 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// How long pools may take for their last checkpoint.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long, at the start, disks may be in use. A daemon that was killed leaves its disks open for a moment after its end: the
+/// kernel waits for what was in flight.
+const START_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often such a disk is tried again.
+const START_RETRY: Duration = Duration::from_millis(10);
 
 /// A controller of another host that this engine is connected to.
 #[derive(Clone)]
@@ -79,6 +86,8 @@ pub struct Engine {
     unopened: Mutex<Vec<Device>>,
     /// The same for pools.
     unopened_pools: Mutex<Vec<desired::Pool>>,
+    /// Until then disks that are in use are waited for; `None` once everything was opened that was asked for before.
+    patient_until: Mutex<Option<Instant>>,
     /// Held by the change that is under way.
     pub(crate) change: tokio::sync::Mutex<()>,
     /// For work that goes on in the background.
@@ -97,6 +106,7 @@ impl Engine {
             store: store.map(Arc::new),
             unopened: Mutex::default(),
             unopened_pools: Mutex::default(),
+            patient_until: Mutex::default(),
             change: tokio::sync::Mutex::default(),
             me: me.clone(),
         })
@@ -141,6 +151,15 @@ impl Engine {
     /// when its device is created.
     pub async fn restore(&self, desired: Desired, origin: Origin) -> Vec<String> {
         let _change = self.change.lock().await;
+        let patience = |until| *self.patient_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+        patience(Some(Instant::now() + START_PATIENCE));
+        let failures = self.restore_all(desired, origin).await;
+        patience(None);
+        failures.iter().for_each(|f| warn!("{f}"));
+        failures
+    }
+
+    async fn restore_all(&self, desired: Desired, origin: Origin) -> Vec<String> {
         let mut failures = Vec::new();
         for device in desired.devices {
             let name = device.uri.parse::<DeviceUri>().map(|u| u.name()).unwrap_or_default();
@@ -182,7 +201,6 @@ impl Engine {
             let failed = self.exports.restore(subsystem, origin, &self.registry).await;
             failures.extend(failed.iter().map(|e| format!("subsystem {nqn}: {e}")));
         }
-        failures.iter().for_each(|f| warn!("{f}"));
         failures
     }
 
@@ -238,12 +256,27 @@ impl Engine {
         if self.registry.find(&uri.name()).is_some() {
             return Err(EngineError::DeviceExists(uri.name()));
         }
-        let wishes = RemoteWishes { hostnqn: Some(&self.node.hostnqn), queue_depth: None };
-        let Opened { device, remote } = registry::open(&uri, &self.cores[0], &wishes).await?;
+        let Opened { device, remote } = self.open_device(&uri).await?;
         let uri = registry::with_uuid(text, &uri, device.uuid());
         let entry = Entry { remote, ..Entry::new(device, uri, origin) };
         self.registry.insert(entry.clone())?;
         Ok(entry)
+    }
+
+    /// Opens what a URI describes. At the start it waits for disks that are in use.
+    pub(crate) async fn open_device(&self, uri: &DeviceUri) -> Result<Opened, EngineError> {
+        let wishes = RemoteWishes { hostnqn: Some(&self.node.hostnqn), queue_depth: None };
+        loop {
+            let opened = registry::open(uri, &self.cores[0], &wishes).await;
+            let Err(EngineError::CreateDevice { source: DeviceError::InUse { .. }, .. }) = &opened else {
+                return opened;
+            };
+            let until = *self.patient_until.lock().unwrap_or_else(PoisonError::into_inner);
+            if until.is_none_or(|until| Instant::now() >= until) {
+                return opened;
+            }
+            tokio::time::sleep(START_RETRY).await;
+        }
     }
 
     /// Closes the device that `text` made. Refused while it is exported.

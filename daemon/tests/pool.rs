@@ -290,3 +290,23 @@ fn disk_file(dir: &Path, name: &str, mib: u64) -> String {
     std::fs::File::create(&path).unwrap().set_len(mib << 20).unwrap();
     path.to_str().unwrap().to_owned()
 }
+
+/// A bug: a daemon that was killed left its disks in use for a moment, and the next one started without their pools.
+#[tokio::test]
+async fn a_disk_that_is_in_use_at_the_start_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, state) = (disk_file(dir.path(), "disk", 64), dir.path().join("state"));
+    let d = Running::with_state(&state).await;
+    d.create_pool("tpool", &[&file]).await.unwrap();
+    d.stop().await;
+    let user = aio::devices::create(&format!("aio://{file}").parse().unwrap()).unwrap();
+    let leaves = tokio::task::spawn_blocking(move || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        drop(user);
+    });
+    let d = Running::with_state(&state).await;
+    leaves.await.unwrap();
+    assert_eq!(d.daemon.failures(), [""; 0]);
+    assert_eq!(d.pools().await.len(), 1);
+    d.stop().await;
+}

@@ -18,7 +18,7 @@ use crate::engine::{Engine, detached};
 use crate::error::{EngineError, PoolError, PoolOp, chain};
 use crate::registry::Origin;
 
-/// How often a request to remove a disk looks whether that has begun.
+/// How often a request to remove a disk looks whether that has begun, and one to add it again whether it is over.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 impl Engine {
@@ -30,14 +30,22 @@ impl Engine {
         force: bool,
     ) -> Result<(), EngineError> {
         detached(async move {
-            let _change = self.change.lock().await;
-            let entry = self.pool_of_disks(&pool)?;
-            let uuid = entry.pool.uuid();
-            if let Ok(uri) = disk_uri(&disk).parse::<DeviceUri>()
-                && entry.members.iter().any(|m| m.device == uri.name())
-            {
-                return Err(PoolError::ObjectExists { what: "disk", name: uri.name() }.into());
+            let mut change = self.change.lock().await;
+            let mut entry = self.pool_of_disks(&pool)?;
+            if let Ok(uri) = disk_uri(&disk).parse::<DeviceUri>() {
+                while entry.members.iter().any(|m| m.device == uri.name()) {
+                    let disks = entry.pool.disks().await.map_err(PoolOp::List.failed(entry.pool.name()))?;
+                    if disks.iter().any(|d| d.name == uri.name()) {
+                        return Err(PoolError::ObjectExists { what: "disk", name: uri.name() }.into());
+                    }
+                    // It has left the pool, and who saw it off is about to let go of it.
+                    drop(change);
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                    change = self.change.lock().await;
+                    entry = self.pool_of_disks(&pool)?;
+                }
             }
+            let uuid = entry.pool.uuid();
             let (device, member) = self.open_disk(&disk, &entry.members).await?;
             let name = member.device.clone();
             self.registry().claim(&name, Some(entry.pool.name().to_owned()));

@@ -16,7 +16,7 @@ use crate::engine::{Engine, blocking, check_uuid, detached};
 use crate::error::{EngineError, PoolError, PoolOp, chain};
 use crate::exports;
 use crate::node::escape;
-use crate::registry::{self, Entry, Opened, Origin, RemoteWishes};
+use crate::registry::{self, Entry, Opened, Origin};
 
 /// What a request says of a pool that is to be opened.
 #[derive(Clone, Debug)]
@@ -235,8 +235,7 @@ impl Engine {
             }
             return Ok((entry.device, Member { device, uri: entry.uri, owned: false }));
         }
-        let wishes = RemoteWishes { hostnqn: Some(&self.node().hostnqn), queue_depth: None };
-        let Opened { device: opened, remote } = registry::open(&uri, &self.cores()[0], &wishes).await?;
+        let Opened { device: opened, remote } = self.open_device(&uri).await?;
         let uri = registry::with_uuid(&text, &uri, opened.uuid());
         let entry = Entry { remote, ..Entry::new(opened.clone(), uri.clone(), Origin::Pool) };
         self.registry().insert(entry)?;

@@ -1,10 +1,12 @@
 //! `cargo run -p pools -- [SCENARIO...] [--seeds A..B]`: attacks on the volume store by seeds, for soaking and for replays.
-//! What attacks it is that of the store's own tests.
+//! What attacks it is that of the store's own tests, and of the daemon's.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 #[path = "../../../lvs/tests/harness/mod.rs"]
 mod harness;
+#[path = "../../../daemon/tests/killing/mod.rs"]
+mod killing;
 #[allow(dead_code, reason = "another test's, too")]
 #[path = "../../../lvs/tests/rig/mod.rs"]
 mod rig;
@@ -17,9 +19,11 @@ use harness::crash::Budget;
 use harness::faults::{fail_once, rot};
 use harness::scenes::{SCENES, cut};
 use harness::walk::{Walk, walk};
+use killing::{Story, tell};
 
 const USAGE: &str = "usage: pools [SCENARIO...] [--seeds A..B]\n\
     Runs the scenarios (default: all) over the seeds (default: 0..100) and stops at the first failure.\n\
+    `kill` starts the `keelson` beside this program: `cargo build -p keelson` makes it.\n\
     KEELSON_LVS_TRACE=1 prints what is done to the pool.";
 
 /// Something that is run by seeds. Returns how much was checked.
@@ -29,7 +33,7 @@ struct Scenario {
     run: fn(u64) -> u64,
 }
 
-const ALL: [Scenario; 3] = [
+const ALL: [Scenario; 4] = [
     Scenario {
         name: "model",
         about: "generated operations, crashes, exports and imports beside a model of the pool",
@@ -56,7 +60,28 @@ const ALL: [Scenario; 3] = [
             struck + rot(seed, 24).unwrap()
         },
     },
+    Scenario {
+        name: "kill",
+        about: "a daemon that is killed, again and again, under verified load over NVMe/TCP",
+        run: |seed| kill(seed).unwrap(),
+    },
 ];
+
+/// How often a daemon is killed under load with one seed.
+const KILLS: u64 = 5;
+
+/// Beside this program: there is direct I/O, and the daemon. A failure leaves the disks there.
+fn kill(seed: u64) -> Result<u64, String> {
+    let program = std::env::current_exe().map_err(|e| e.to_string())?;
+    let beside = program.parent().ok_or("this program is in no folder")?;
+    let folder = beside.join(format!("keelson-kill-{}-{seed}", std::process::id()));
+    std::fs::create_dir(&folder).map_err(|e| format!("creating {}: {e}", folder.display()))?;
+    let story = Story { keelson: beside.join("keelson"), folder: folder.clone(), seed, rounds: KILLS };
+    let told = tell(&story)
+        .map_err(|e| format!("{e}\nits disks, and what it logged, are in {}", folder.display()))?;
+    std::fs::remove_dir_all(&folder).map_err(|e| format!("removing {}: {e}", folder.display()))?;
+    Ok(told.kills)
+}
 
 fn main() -> ExitCode {
     let mut names = Vec::new();

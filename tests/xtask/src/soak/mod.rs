@@ -26,6 +26,10 @@ const FIRST_SEEDS: u64 = 200;
 /// The same of attacks on pools.
 const FIRST_POOL_SEEDS: u64 = 50;
 
+/// The one of them that kills daemons, which takes seconds for each, and its first piece.
+const KILL: &str = "kill";
+const FIRST_KILL_SEEDS: u64 = 5;
+
 /// How long to soak, and what.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -35,6 +39,9 @@ pub(crate) struct Args {
     /// How many seeds of each attack on pools there should be (each is hundreds of crashes or operations).
     #[arg(long, default_value_t = 1_000)]
     pool_seeds: u64,
+    /// How many seeds of killed daemons there should be (each is five kills under load, or more).
+    #[arg(long, default_value_t = 100)]
+    kill_seeds: u64,
     /// How many minutes of each fuzz target there should be.
     #[arg(long, default_value_t = 10)]
     fuzz_minutes: u64,
@@ -54,11 +61,12 @@ pub(crate) struct Args {
 
 impl Args {
     /// Seeds, or seconds.
-    fn goal(&self, kind: Kind) -> u64 {
-        match kind {
-            Kind::Sim => self.seeds,
-            Kind::Pools => self.pool_seeds,
-            Kind::Fuzz => self.fuzz_minutes * 60,
+    fn goal(&self, kind: Kind, name: &str) -> u64 {
+        match (kind, name) {
+            (Kind::Sim, _) => self.seeds,
+            (Kind::Pools, KILL) => self.kill_seeds,
+            (Kind::Pools, _) => self.pool_seeds,
+            (Kind::Fuzz, _) => self.fuzz_minutes * 60,
         }
     }
 }
@@ -122,7 +130,7 @@ struct Soak {
 /// Soaks, and records each piece as it is done.
 pub(crate) fn run(report: &mut Report, args: &Args) -> Result<()> {
     let wanted = |kind: Kind, name: &str| {
-        let of_kind = args.goal(kind) > 0;
+        let of_kind = args.goal(kind, name) > 0;
         let full = what(kind, name);
         of_kind && (args.only.is_empty() || args.only.iter().any(|only| only == name || *only == full))
     };
@@ -164,8 +172,11 @@ fn programs(
     wanted: &dyn Fn(Kind, &str) -> bool,
 ) -> Result<Programs> {
     let any = |kind| names.iter().any(|(of, name)| *of == kind && wanted(kind, name));
-    let seeds = |kind, package| if any(kind) { work::seeds(package).map(Some) } else { Ok(None) };
-    let (sim, pools) = (seeds(Kind::Sim, "sim")?, seeds(Kind::Pools, "pools")?);
+    let seeds = |kind, package, beside: &[&str]| match any(kind) {
+        true => work::seeds(package, beside).map(Some),
+        false => Ok(None),
+    };
+    let (sim, pools) = (seeds(Kind::Sim, "sim", &[])?, seeds(Kind::Pools, "pools", &["keelson"])?);
     let mut fuzz = None;
     if any(Kind::Fuzz) {
         if exists("c++") || exists("g++") {
@@ -263,12 +274,16 @@ impl Item {
     fn new(record: &Record, args: &Args, kind: Kind, name: String) -> Result<Self> {
         let what = what(kind, &name);
         let tree = scope::tree(&what).with_context(|| format!("what `{what}` covers"))?;
-        let goal = args.goal(kind);
+        let goal = args.goal(kind, &name);
         Ok(Self {
             done: record.done(&what, &tree),
             next: record.reached(&what),
             running: 0,
-            pace: if kind == Kind::Pools { FIRST_POOL_SEEDS } else { FIRST_SEEDS },
+            pace: match (kind, &*name) {
+                (Kind::Pools, KILL) => FIRST_KILL_SEEDS,
+                (Kind::Pools, _) => FIRST_POOL_SEEDS,
+                _ => FIRST_SEEDS,
+            },
             failed: false,
             kind,
             name,

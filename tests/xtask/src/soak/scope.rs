@@ -17,6 +17,7 @@ const SCOPES: &[(&str, &[&str])] = &[
     ("lvs model", ATTACK),
     ("lvs crash", ATTACK),
     ("lvs faults", ATTACK),
+    ("lvs kill", &["nvme", "aio", "nvmf", "lvs/src", "lvs/Cargo.toml", "rpc", "daemon", "tests/pools"]),
     ("fuzz pdu", &["nvme", WIRE]),
     ("fuzz command", &["nvme", WIRE]),
     ("fuzz page", &["nvme", "tests/fuzz/src/targets/page.rs"]),

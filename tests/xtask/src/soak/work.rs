@@ -43,9 +43,13 @@ fn release() -> Command {
     build
 }
 
-/// Builds a program that runs seeds: its package has its name.
-pub(super) fn seeds(package: &str) -> Result<Program> {
-    ensure!(run(release().args(["--package", package]))?.success(), "`{package}` does not build");
+/// Builds a program that runs seeds: its package has its name. `beside`: what it starts.
+pub(super) fn seeds(package: &str, beside: &[&str]) -> Result<Program> {
+    let mut build = release();
+    for package in [&[package], beside].concat() {
+        build.args(["--package", package]);
+    }
+    ensure!(run(&mut build)?.success(), "`{package}` does not build");
     Ok(Program(folder().join("release").join(package)))
 }
 
