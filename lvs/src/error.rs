@@ -148,6 +148,21 @@ pub enum LvsError {
         /// As many as there are.
         most: u32,
     },
+    /// What describes volumes and snapshots is written as a whole by checkpoints, and has no more room.
+    #[error(
+        "pool {pool} has no room for {needed_bytes} bytes more about its volumes and snapshots, which take {taken_bytes} of \
+         at most {most_bytes}; delete some"
+    )]
+    CatalogueFull {
+        /// Which pool.
+        pool: String,
+        /// What was asked for.
+        needed_bytes: usize,
+        /// What they take.
+        taken_bytes: usize,
+        /// What they may take.
+        most_bytes: usize,
+    },
     /// No such disk in the pool.
     #[error("pool {pool} has no disk {disk}; its disks are: {disks}")]
     NoSuchDisk {

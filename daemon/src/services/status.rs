@@ -105,8 +105,10 @@ fn store_code(op: PoolOp, error: &LvsError) -> Code {
             | L::Damaged { .. }
             | L::UnknownFeatures { .. },
         ) => Code::InvalidArgument,
-        (_, L::Memory { .. } | L::LinesUsedUp { .. }) => Code::ResourceExhausted,
-        (_, L::Device { .. } | L::Io { .. } | L::Encode { .. }) => Code::Internal,
+        (_, L::Memory { .. } | L::LinesUsedUp { .. } | L::CatalogueFull { .. }) => Code::ResourceExhausted,
+        // Texts of a request that are too long to be stored.
+        (_, L::Encode { .. }) => Code::InvalidArgument,
+        (_, L::Device { .. } | L::Io { .. }) => Code::Internal,
     }
 }
 

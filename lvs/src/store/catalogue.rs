@@ -5,9 +5,12 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
 use uuid::Uuid;
 
+use super::Inner;
 use super::lines::{Line, Lines};
+use crate::LvsError;
 use crate::format::catalog::{Change, Object, PoolObject, SnapshotObject, VolumeObject};
 use crate::types::{BLOCK_BYTES, BlockNo, Seq};
 
@@ -16,6 +19,27 @@ pub(crate) const MAX_LINES: u32 = crate::format::lines::MAX_LINES as u32;
 
 /// The pool's property that says up to which record of the log its catalogue is.
 const APPLIED: &str = "applied";
+
+/// `"kind":"snapshot",` in an object.
+const KIND_BYTES: usize = 18;
+
+/// Bytes of objects that a pool can have, whatever its size. The anchor has room for 24 pieces of a blob, and a piece is at most
+/// the 96 pages of a record: in segments of 1 MiB, the first of which is nearly full, they hold 7.6 MiB. Some is left for
+/// changes that have to be possible always: sizes, marks.
+const MOST_BYTES: usize = 7 << 20;
+/// And what a small one can have, at least: 500 objects.
+const LEAST_BYTES: usize = 256 << 10;
+/// The part of a pool that they can take. There are two copies, and again two while a checkpoint writes new ones: an
+/// eighth of the pool.
+const SHARE: u64 = 32;
+/// Changes that make it larger by less, as another size does, are possible when others are not, in the sixteenth part
+/// beyond.
+const SMALL_CHANGE: usize = 64;
+
+/// Bytes of objects that a pool of `pool_bytes` can have.
+fn most_bytes(pool_bytes: u64) -> usize {
+    usize::try_from(pool_bytes / SHARE).unwrap_or(usize::MAX).clamp(LEAST_BYTES, MOST_BYTES)
+}
 
 /// The pool's properties that say under which name each disk was seen last; its index follows.
 const DISK: &str = "disk";
@@ -29,6 +53,8 @@ pub(crate) struct Catalogue {
     pub(crate) next_line: u32,
     /// The newest record of the log that is in it. What a checkpoint writes is often newer than its base.
     pub(crate) applied: Seq,
+    /// Bytes that its objects take when it is written as a whole.
+    pub(crate) bytes: usize,
     /// Names that the disks had when it was written last, by index.
     pub(crate) disks: BTreeMap<usize, String>,
     /// Changed since it was written as a whole.
@@ -64,15 +90,17 @@ impl Catalogue {
             },
             Change::Remove(id) => {
                 if let Some(v) = self.volumes.remove(&id) {
+                    self.bytes = self.bytes.saturating_sub(len_bytes(&v));
                     if let Some(line) = lines.get_mut(v.line) {
                         line.head = false;
                         line.reserved_blocks = 0;
                         line.purge = Some(BlockNo(0));
                     }
-                } else if let Some(s) = self.snapshots.remove(&id)
-                    && let Some(line) = lines.get_mut(s.line)
-                {
-                    line.remove_snapshot(s.epoch);
+                } else if let Some(s) = self.snapshots.remove(&id) {
+                    self.bytes = self.bytes.saturating_sub(len_bytes(&s));
+                    if let Some(line) = lines.get_mut(s.line) {
+                        line.remove_snapshot(s.epoch);
+                    }
                 }
                 Ok(())
             }
@@ -96,7 +124,7 @@ impl Catalogue {
             }
         }
         self.next_line = self.next_line.max(v.line.0 + 1);
-        self.volumes.insert(v.uuid, v);
+        self.add_volume(v);
         Ok(())
     }
 
@@ -108,8 +136,33 @@ impl Catalogue {
             }
             line.add_snapshot(s.epoch);
         }
-        self.snapshots.insert(s.uuid, s);
+        self.add_snapshot(s);
         Ok(())
+    }
+
+    fn add_volume(&mut self, v: VolumeObject) {
+        self.bytes += len_bytes(&v);
+        if let Some(old) = self.volumes.insert(v.uuid, v) {
+            self.bytes = self.bytes.saturating_sub(len_bytes(&old));
+        }
+    }
+
+    fn add_snapshot(&mut self, s: SnapshotObject) {
+        self.bytes += len_bytes(&s);
+        if let Some(old) = self.snapshots.insert(s.uuid, s) {
+            self.bytes = self.bytes.saturating_sub(len_bytes(&old));
+        }
+    }
+
+    /// By how much a change makes it larger.
+    pub(crate) fn growth(&self, change: &Change) -> usize {
+        let Change::Put(object) = change else { return 0 };
+        let (new, old) = match &**object {
+            Object::Volume(v) => (len_bytes(v), self.volumes.get(&v.uuid).map(len_bytes)),
+            Object::Snapshot(s) => (len_bytes(s), self.snapshots.get(&s.uuid).map(len_bytes)),
+            Object::Pool(_) => (0, None),
+        };
+        new.saturating_sub(old.unwrap_or(0))
     }
 
     /// Takes in the objects of a checkpoint, whose lines are there already.
@@ -126,13 +179,13 @@ impl Catalogue {
                     let line =
                         lines.get_mut(v.line).ok_or(Contradiction("a volume's line does not exist"))?;
                     line.reserved_blocks = reserved_blocks(&v);
-                    self.volumes.insert(v.uuid, v);
+                    self.add_volume(v);
                 }
                 Object::Snapshot(s) => {
                     let line =
                         lines.get_mut(s.line).ok_or(Contradiction("a snapshot's line does not exist"))?;
                     line.snapshots.push(s.epoch);
-                    self.snapshots.insert(s.uuid, s);
+                    self.add_snapshot(s);
                 }
             }
         }
@@ -167,10 +220,31 @@ impl Catalogue {
     }
 }
 
+/// What an object takes in the blob: its length, its kind, and its JSON. All that is read can be written as JSON.
+fn len_bytes(object: &impl Serialize) -> usize {
+    4 + KIND_BYTES + serde_json::to_vec(object).map_or(0, |json| json.len())
+}
+
 /// Names of disks among the pool's properties.
 fn disks_in(properties: &BTreeMap<String, String>) -> BTreeMap<usize, String> {
     let disk = |(key, name): (&String, &String)| Some((key.strip_prefix(DISK)?.parse().ok()?, name.clone()));
     properties.iter().filter_map(disk).collect()
+}
+
+impl Inner {
+    /// Is there room for what these changes add to the catalogue?
+    pub(super) fn check_catalogue(&self, changes: &[Change]) -> Result<(), LvsError> {
+        let needed_bytes: usize = changes.iter().map(|change| self.catalogue.growth(change)).sum();
+        let most_bytes = most_bytes(u64::from(self.space.total()) * self.segment_bytes());
+        let taken_bytes = self.catalogue.bytes;
+        let beyond = if needed_bytes < SMALL_CHANGE { most_bytes / 16 } else { 0 };
+        // What makes it no larger is always possible: deletions.
+        if needed_bytes > 0 && taken_bytes + needed_bytes > most_bytes + beyond {
+            let pool = self.name.clone();
+            return Err(LvsError::CatalogueFull { pool, needed_bytes, taken_bytes, most_bytes });
+        }
+        Ok(())
+    }
 }
 
 fn reserved_blocks(v: &VolumeObject) -> u64 {

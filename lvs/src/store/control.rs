@@ -279,6 +279,7 @@ impl Store {
         let mut placed =
             Placed { seq: Seq::ZERO, pba: Pba::NONE, blocks: 0, buf, header: CatalogueHeader::begin() };
         fill(&mut placed, changes)?;
+        self.inner().check_catalogue(changes)?;
         // A number that is filled in later may take a digit more.
         let blocks = placed.header.header_blocks() as u32 + 1;
         for _ in 0..ROOM_TRIES {
