@@ -263,6 +263,11 @@ impl Pool {
         self.call(|store| async move { store.inner().snapshot_infos() }).await
     }
 
+    /// One snapshot.
+    pub async fn snapshot_info(&self, uuid: Uuid) -> Result<SnapshotInfo, LvsError> {
+        self.call(move |store| async move { store.inner().snapshot_info(uuid) }).await
+    }
+
     /// A read-only block device of a snapshot.
     pub async fn open_snapshot(&self, uuid: Uuid) -> Result<Arc<Volume>, LvsError> {
         let open = self.volumes_lock().get(&uuid).cloned();

@@ -166,8 +166,19 @@ impl Engine {
     pub(crate) async fn snapshot(&self, uuid: &str) -> Result<FoundSnapshot, EngineError> {
         let missing = || EngineError::from(PoolError::NoSnapshot(uuid.to_owned()));
         let wanted = Uuid::parse_str(uuid).map_err(|_| missing())?;
-        let snapshots = self.snapshots().await?;
-        snapshots.into_iter().find(|s| s.info.uuid == wanted).ok_or_else(missing)
+        self.find_snapshot(wanted).await?.ok_or_else(missing)
+    }
+
+    /// The snapshot with this uuid, in whichever pool it is.
+    async fn find_snapshot(&self, uuid: Uuid) -> Result<Option<FoundSnapshot>, EngineError> {
+        for entry in self.pools().list() {
+            match entry.pool.snapshot_info(uuid).await {
+                Ok(info) => return Ok(Some(FoundSnapshot { entry, info })),
+                Err(lvs::LvsError::NotFound { .. } | lvs::LvsError::Closed { .. }) => {}
+                Err(e) => return Err(PoolOp::List.failed(entry.pool.name())(e)),
+            }
+        }
+        Ok(None)
     }
 
     /// The replicas of all pools.
@@ -203,8 +214,7 @@ impl Engine {
 
     /// Refuses a uuid that any replica or snapshot of this node has.
     async fn check_uuid_is_free(&self, uuid: Uuid, what: &'static str) -> Result<(), EngineError> {
-        let taken = self.pools().of_replica(uuid).is_some()
-            || self.snapshots().await?.iter().any(|s| s.info.uuid == uuid);
+        let taken = self.pools().of_replica(uuid).is_some() || self.find_snapshot(uuid).await?.is_some();
         match taken {
             true => Err(PoolError::ObjectExists { what, name: uuid.to_string() }.into()),
             false => Ok(()),

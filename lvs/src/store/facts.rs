@@ -1,6 +1,7 @@
 //! What the control side is told, and small questions that all parts ask.
 
 use core::time::Duration;
+use std::collections::HashMap;
 use std::time::SystemTime;
 
 use aio::{Descriptor, Geometry};
@@ -15,7 +16,7 @@ use crate::format::catalog::{Change, Object, SnapshotObject, VolumeObject};
 use crate::info::{
     DiskErrors, DiskInfo, DiskState, PoolInfo, SnapshotInfo, VolumeInfo, VolumeProperties, Written,
 };
-use crate::types::{BLOCK_BYTES, MAX_VOLUME_BYTES, Pba, Seq};
+use crate::types::{BLOCK_BYTES, LineId, MAX_VOLUME_BYTES, Pba, Seq};
 use crate::volume::CHANNEL_DEPTH;
 
 /// The longest I/O of a volume, in 4 KiB blocks; with edges and header it fits a record.
@@ -265,7 +266,7 @@ impl Inner {
             thin: v.thin,
             allocated_bytes: bytes(allocated),
             snapshots_bytes: bytes(line.map_or(0, |l| l.live_blocks() - head)),
-            snapshots: self.catalogue.snapshots.values().filter(|s| s.line == v.line).count() as u32,
+            snapshots: line.map_or(0, |l| l.snapshots.len() as u32),
             clone_of: v.clone_of.as_ref().map(|c| c.snapshot),
             created: time_of(v.created_unix_ns),
             properties: VolumeProperties {
@@ -276,36 +277,64 @@ impl Inner {
         }
     }
 
+    /// Linear in what there is: lists of ten thousand are asked for while volumes are in use.
     pub(crate) fn snapshot_infos(&self) -> Result<Vec<SnapshotInfo>, LvsError> {
-        Ok(self.catalogue.snapshots.values().map(|s| self.describe_snapshot(s)).collect())
+        let mut clones: HashMap<Uuid, u32> = HashMap::new();
+        for origin in self.catalogue.volumes.values().filter_map(|v| v.clone_of.as_ref()) {
+            *clones.entry(origin.snapshot).or_default() += 1;
+        }
+        let mut held: HashMap<(LineId, Seq), Held> = HashMap::new();
+        for line in self.lines.iter() {
+            let mut older = 0;
+            for (&epoch, &own) in line.snapshots.iter().zip(&line.born) {
+                held.insert((line.id, epoch), Held { own, older });
+                older += own;
+            }
+        }
+        let describe = |s: &SnapshotObject| {
+            let held = held.get(&(s.line, s.epoch)).copied().unwrap_or_default();
+            describe_snapshot(s, held, clones.get(&s.uuid).copied().unwrap_or(0), self.source_of(s))
+        };
+        Ok(self.catalogue.snapshots.values().map(describe).collect())
     }
 
     pub(crate) fn snapshot_info(&self, uuid: Uuid) -> Result<SnapshotInfo, LvsError> {
-        self.snapshot(uuid).map(|s| self.describe_snapshot(s))
+        let s = self.snapshot(uuid)?;
+        let line = self.lines.get(s.line);
+        let at = line.and_then(|l| Some((l, l.snapshots.iter().position(|&e| e == s.epoch)?)));
+        let held = at.map(|(l, at)| Held { own: l.born[at], older: l.born[..at].iter().sum() });
+        let clones = self.catalogue.clones_of(uuid) as u32;
+        Ok(describe_snapshot(s, held.unwrap_or_default(), clones, self.source_of(s)))
     }
 
-    fn describe_snapshot(&self, s: &SnapshotObject) -> SnapshotInfo {
-        let bytes = |blocks: u64| blocks * u64::from(BLOCK_BYTES);
-        let line = self.lines.get(s.line);
-        let at = line.and_then(|l| l.snapshots.iter().position(|&e| e == s.epoch));
-        let (own, older) = match (line, at) {
-            (Some(l), Some(at)) => (l.born[at], l.born[..at].iter().sum()),
-            _ => (0, 0),
-        };
-        SnapshotInfo {
-            name: s.name.clone(),
-            uuid: s.uuid,
-            txn_id: s.txn_id.clone(),
-            entity_id: s.entity_id.clone(),
-            created: time_of(s.created_unix_ns),
-            source: self.catalogue.volumes.contains_key(&s.source).then_some(s.source),
-            source_name: s.source_name.clone(),
-            size_bytes: s.size_bytes,
-            allocated_bytes: bytes(own),
-            ancestors_bytes: bytes(older),
-            clones: self.catalogue.clones_of(s.uuid) as u32,
-            discarded: s.discarded,
-        }
+    /// The volume that it was taken of, while that is there.
+    fn source_of(&self, s: &SnapshotObject) -> Option<Uuid> {
+        self.catalogue.volumes.contains_key(&s.source).then_some(s.source)
+    }
+}
+
+/// Blocks that were born before a snapshot: since the one before it, and earlier.
+#[derive(Clone, Copy, Default)]
+struct Held {
+    own: u64,
+    older: u64,
+}
+
+fn describe_snapshot(s: &SnapshotObject, held: Held, clones: u32, source: Option<Uuid>) -> SnapshotInfo {
+    let bytes = |blocks: u64| blocks * u64::from(BLOCK_BYTES);
+    SnapshotInfo {
+        name: s.name.clone(),
+        uuid: s.uuid,
+        txn_id: s.txn_id.clone(),
+        entity_id: s.entity_id.clone(),
+        created: time_of(s.created_unix_ns),
+        source,
+        source_name: s.source_name.clone(),
+        size_bytes: s.size_bytes,
+        allocated_bytes: bytes(held.own),
+        ancestors_bytes: bytes(held.older),
+        clones,
+        discarded: s.discarded,
     }
 }
 
