@@ -23,11 +23,13 @@ const FILES: [&str; 12] = [
 const INCLUDES: [&str; 2] = ["proto/mayastor", "proto"];
 
 /// Points in time and durations: JSON has them as text.
-const TIMES: [&str; 4] = [
+const TIMES: [&str; 6] = [
     "mayastor.v1.Child.fault_timestamp",
     "mayastor.v1.SnapshotInfo.timestamp",
     "mayastor.v1.NexusCreateSnapshotResponse.snapshot_timestamp",
     "mayastor.v1.WipeReplicaResponse.since",
+    "keelson.v1.Scrub.started",
+    "keelson.v1.Scrub.ended",
 ];
 
 fn main() -> Result<(), Box<dyn error::Error>> {

@@ -252,6 +252,8 @@ pub enum PoolOp {
     DestroySnapshot,
     /// A new clone.
     CreateClone,
+    /// Verifying what is in it.
+    Scrub,
 }
 
 impl PoolOp {
@@ -268,6 +270,7 @@ impl PoolOp {
             Self::CreateSnapshot => "create snapshot",
             Self::DestroySnapshot => "destroy snapshot",
             Self::CreateClone => "create clone",
+            Self::Scrub => "scrub pool",
         }
     }
 

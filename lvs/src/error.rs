@@ -163,6 +163,12 @@ pub enum LvsError {
         /// What they may take.
         most_bytes: usize,
     },
+    /// One scrub at a time.
+    #[error("pool {pool} is being scrubbed already; --status says how far that is, --stop ends it")]
+    ScrubRuns {
+        /// Which pool.
+        pool: String,
+    },
     /// No such disk in the pool.
     #[error("pool {pool} has no disk {disk}; its disks are: {disks}")]
     NoSuchDisk {

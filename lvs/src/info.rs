@@ -293,3 +293,95 @@ pub struct CheckReport {
     /// Of that, what [`repair`](crate::repair) can make right, in words.
     pub repairable: Vec<String>,
 }
+
+/// What became of a scrub.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ScrubState {
+    /// None was begun since the pool was opened.
+    #[default]
+    Never,
+    /// It is at work.
+    Running,
+    /// It looked at everything.
+    Finished,
+    /// It was told to stop.
+    Stopped,
+    /// It could not go on.
+    Failed,
+}
+
+/// What is wrong with a piece of a volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HarmKind {
+    /// It is not what was written.
+    Checksum,
+    /// The disk does not read it.
+    Unreadable,
+    /// A map page that leads to it is lost: some or all of it cannot be found.
+    Map,
+}
+
+/// A piece of a volume or snapshot that cannot be read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Harm {
+    /// Which volume or snapshot.
+    pub uuid: Uuid,
+    /// Its name.
+    pub name: String,
+    /// It is a snapshot.
+    pub snapshot: bool,
+    /// Where in it.
+    pub offset_bytes: u64,
+    /// How much.
+    pub len_bytes: u64,
+    /// Why.
+    pub kind: HarmKind,
+}
+
+/// How far a scrub is, or what it found. Kept while the pool is open.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ScrubReport {
+    /// What became of it.
+    pub state: ScrubState,
+    /// Why it could not go on.
+    pub failure: Option<String>,
+    /// When it began.
+    pub started: Option<SystemTime>,
+    /// When it ended.
+    pub ended: Option<SystemTime>,
+    /// Bytes that it reads in a second at most.
+    pub rate_bytes_s: u64,
+    /// Live data when it began, to tell how far it is.
+    pub data_bytes_in_all: u64,
+    /// Live data that was looked at.
+    pub data_bytes: u64,
+    /// Everything that was read for it.
+    pub read_bytes: u64,
+    /// Map pages that were looked at, each copy of them.
+    pub map_pages: u64,
+    /// Copies of tables that were.
+    pub tables: u64,
+    /// Copies of labels and newest anchors that were.
+    pub superblocks: u64,
+    /// Blocks, pages and copies that were not what was written.
+    pub wrong_checksums: u64,
+    /// Those that a disk did not read.
+    pub unreadable: u64,
+    /// Of both, what was written anew from a good copy.
+    pub repaired: u64,
+    /// Pieces of volumes and snapshots that cannot be read: the first 256.
+    pub harmed: Vec<Harm>,
+    /// How many more there are.
+    pub harmed_left_out: u64,
+    /// What is or was wrong with metadata, in words: the first hundred.
+    pub metadata: Vec<String>,
+    /// How many more there are.
+    pub metadata_left_out: u64,
+}
+
+impl ScrubReport {
+    /// What is wrong and could not be made right.
+    pub fn unrepaired(&self) -> u64 {
+        (self.wrong_checksums + self.unreadable).saturating_sub(self.repaired)
+    }
+}

@@ -12,7 +12,7 @@ use crate::LvsError;
 use crate::format::catalog::{SnapshotObject, VolumeObject};
 use crate::info::{
     CheckReport, CheckWish, CreatePool, CreateSnapshot, CreateVolume, DiskInfo, ImportPool, IoStats,
-    PoolInfo, SnapshotInfo, VolumeInfo, VolumeProperties,
+    PoolInfo, ScrubReport, SnapshotInfo, VolumeInfo, VolumeProperties,
 };
 use crate::store::{Store, Target, open_stores};
 use crate::types::{LineId, Seq};
@@ -174,6 +174,29 @@ impl Pool {
     /// The disks, in the order of their index, with those that are missing.
     pub async fn disks(&self) -> Result<Vec<DiskInfo>, LvsError> {
         self.call(|store| async move { Ok(store.inner().disk_infos()) }).await
+    }
+
+    /// Begins to verify everything that is live, in the background: every block of data of every volume and snapshot, map
+    /// pages, tables, anchors and labels, with their copies. Reads `rate_bytes_s` bytes a second at most (`None`: 200 MiB), and
+    /// less while volumes are in use. What has another good copy is written anew; data that is lost is named in the
+    /// report. [`LvsError::ScrubRuns`] while one runs. It ends with the pool, and is not resumed by an import.
+    pub async fn start_scrub(&self, rate_bytes_s: Option<u64>) -> Result<ScrubReport, LvsError> {
+        self.call(move |store| async move { store.start_scrub(rate_bytes_s) }).await
+    }
+
+    /// Stops the scrub that runs, and returns what it found so far; of the last one when none runs.
+    pub async fn stop_scrub(&self) -> Result<ScrubReport, LvsError> {
+        self.call(|store| async move { Ok(store.stop_scrub().await) }).await
+    }
+
+    /// Waits until the scrub that runs has ended. Returns at once when none does.
+    pub async fn scrub_ended(&self) -> Result<ScrubReport, LvsError> {
+        self.call(|store| async move { Ok(store.scrub_ended().await) }).await
+    }
+
+    /// How far the scrub is that runs; else what the last one found since the pool was opened.
+    pub async fn scrub_report(&self) -> Result<ScrubReport, LvsError> {
+        self.call(|store| async move { Ok(store.scrub_report()) }).await
     }
 
     /// Makes everything that completed durable, and found again at once.

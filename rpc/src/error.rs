@@ -42,6 +42,14 @@ pub enum ClientError {
         /// Why not.
         why: String,
     },
+    /// A scrub found what cannot be repaired.
+    #[error("pool \"{pool}\" is not sound: {wrong} blocks or copies are wrong and were not repaired")]
+    Unsound {
+        /// Which pool.
+        pool: String,
+        /// How many.
+        wrong: u64,
+    },
     /// The answer lacks a part that the API promises.
     #[error("cannot {what}: the daemon's answer lacks {part}; are both of one version?")]
     Incomplete {

@@ -1,6 +1,6 @@
 //! Metrics of pools and replicas.
 
-use lvs::info::{IoStats, PoolInfo};
+use lvs::info::{IoStats, PoolInfo, ScrubReport, ScrubState};
 
 use super::text::{Kind, Page};
 use crate::engine::Engine;
@@ -9,13 +9,18 @@ use crate::pools::FoundReplica;
 /// One block of metrics for pools, one for replicas. A pool that is closed meanwhile is left out.
 pub(super) async fn pools(page: &mut Page, engine: &Engine) {
     let mut infos = Vec::new();
+    let mut scrubs = Vec::new();
     for entry in engine.pools().list() {
         if let Ok(info) = entry.pool.info().await {
             infos.push((info, entry.pool.io_stats()));
         }
+        if let Ok(report) = entry.pool.scrub_report().await {
+            scrubs.push((entry.pool.name().to_owned(), report));
+        }
     }
     pool_gauges(page, &infos);
     disk_errors(page, &infos);
+    scrub_gauges(page, &scrubs);
     let io: Vec<_> = infos.iter().map(|(info, io)| (vec![("pool", info.name.as_str())], *io)).collect();
     counters(page, ["keelson_pool_commands_total", "keelson_pool_bytes_total"], &io);
     replicas(page, &engine.replicas().await.unwrap_or_default());
@@ -50,6 +55,39 @@ fn disk_errors(page: &mut Page, infos: &[(PoolInfo, IoStats)]) {
         let e = &info.errors;
         for (kind, n) in [("read", e.reads), ("checksum", e.checksums), ("map", e.map_pages)] {
             metric.sample(&[("pool", info.name.as_str()), ("kind", kind)], n);
+        }
+    }
+}
+
+fn scrub_gauges(page: &mut Page, scrubs: &[(String, ScrubReport)]) {
+    type Read = fn(&ScrubReport) -> u64;
+    let ended = |r: &ScrubReport| {
+        let ended = r.ended.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+        ended.map_or(0, |since| since.as_secs())
+    };
+    let rows: [(&'static str, &'static str, Read); 4] = [
+        ("keelson_pool_scrub_running", "Whether a pool is being scrubbed.", |r| {
+            (r.state == ScrubState::Running).into()
+        }),
+        (
+            "keelson_pool_scrub_end_seconds",
+            "When the last scrub ended, 0 if none did since the import.",
+            ended,
+        ),
+        ("keelson_pool_scrub_checked_bytes", "Data that this or the last scrub looked at.", |r| r.data_bytes),
+        ("keelson_pool_scrub_repaired", "What it wrote anew from a good copy.", |r| r.repaired),
+    ];
+    for (name, help, read) in rows {
+        let mut metric = page.metric(name, Kind::Gauge, help);
+        for (pool, report) in scrubs {
+            metric.sample(&[("pool", pool.as_str())], read(report));
+        }
+    }
+    let help = "Blocks, map pages and copies that it found wrong or unreadable.";
+    let mut metric = page.metric("keelson_pool_scrub_errors", Kind::Gauge, help);
+    for (pool, r) in scrubs {
+        for (kind, n) in [("checksum", r.wrong_checksums), ("read", r.unreadable)] {
+            metric.sample(&[("pool", pool.as_str()), ("kind", kind)], n);
         }
     }
 }

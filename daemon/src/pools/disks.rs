@@ -152,7 +152,7 @@ impl Engine {
         Ok(disks.into_iter().map(|d| (d.clone(), why(&d))).collect())
     }
 
-    fn pool_of_disks(&self, pool: &str) -> Result<PoolEntry, EngineError> {
+    pub(super) fn pool_of_disks(&self, pool: &str) -> Result<PoolEntry, EngineError> {
         let found = self.pools().find(&PoolRef::Either(pool.to_owned()));
         found.ok_or_else(|| PoolError::NotFound(pool.to_owned()).into())
     }

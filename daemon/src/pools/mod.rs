@@ -2,7 +2,7 @@
 //!
 //! # Map
 //! - This file: the open pools, and how objects are found in them. - [`lifecycle`]: creating, importing, growing,
-//!   closing. - [`disks`]: disks added and removed. - [`replicas`], [`snapshots`]: changes of what is in them. - [`mod@file`]: the pool file of Mayastor.
+//!   closing. - [`disks`]: disks added and removed. - [`scrub`]: verifying them in use. - [`replicas`], [`snapshots`]: changes of what is in them. - [`mod@file`]: the pool file of Mayastor.
 //!
 //! Replicas are devices of the [`registry`](crate::registry) as well, so that they are exported like any other. What
 //! a pool holds, with names, shares and allowed hosts, is recorded on its disks; the state folder only remembers
@@ -12,6 +12,7 @@ pub mod disks;
 pub mod file;
 pub mod lifecycle;
 pub mod replicas;
+pub mod scrub;
 pub mod snapshots;
 
 use std::collections::BTreeMap;

@@ -7,7 +7,10 @@ use std::collections::HashMap;
 use std::time::SystemTime;
 
 use lvs::BLOCK_BYTES;
-use lvs::info::{DiskInfo, DiskState, IoStats as StoreStats, PoolInfo, SnapshotInfo as StoreSnapshot};
+use lvs::info::{
+    DiskInfo, DiskState, Harm, HarmKind, IoStats as StoreStats, PoolInfo, ScrubReport, ScrubState,
+    SnapshotInfo as StoreSnapshot,
+};
 use rpc::keelson::v1 as own;
 use rpc::mayastor::v1::{
     IoStats, Pool, PoolMetadataInfo, PoolState, PoolType, Replica, ReplicaSpaceUsage, ShareProtocol,
@@ -69,6 +72,51 @@ pub(super) fn disks(disks: Vec<(DiskInfo, Option<String>)>) -> own::ListDisksRes
         error: error.unwrap_or_default(),
     };
     own::ListDisksResponse { disks: disks.into_iter().map(shown).collect() }
+}
+
+/// The scrub of a pool.
+pub(super) fn scrub(pool: String, report: ScrubReport) -> own::Scrub {
+    let harm = |harm: Harm| own::Harm {
+        uuid: harm.uuid.to_string(),
+        name: harm.name,
+        is_snapshot: harm.snapshot,
+        offset_bytes: harm.offset_bytes,
+        len_bytes: harm.len_bytes,
+        kind: match harm.kind {
+            HarmKind::Checksum => own::HarmKind::Checksum,
+            HarmKind::Unreadable => own::HarmKind::Unreadable,
+            HarmKind::Map => own::HarmKind::Map,
+        }
+        .into(),
+    };
+    own::Scrub {
+        pool,
+        state: match report.state {
+            ScrubState::Never => own::ScrubState::Never,
+            ScrubState::Running => own::ScrubState::Running,
+            ScrubState::Finished => own::ScrubState::Finished,
+            ScrubState::Stopped => own::ScrubState::Stopped,
+            ScrubState::Failed => own::ScrubState::Failed,
+        }
+        .into(),
+        failure: report.failure.unwrap_or_default(),
+        started: report.started.map(timestamp),
+        ended: report.ended.map(timestamp),
+        rate_bytes_per_s: report.rate_bytes_s,
+        data_bytes_in_all: report.data_bytes_in_all,
+        data_bytes: report.data_bytes,
+        read_bytes: report.read_bytes,
+        map_pages: report.map_pages,
+        tables: report.tables,
+        superblocks: report.superblocks,
+        wrong_checksums: report.wrong_checksums,
+        unreadable: report.unreadable,
+        repaired: report.repaired,
+        harmed: report.harmed.into_iter().map(harm).collect(),
+        harmed_left_out: report.harmed_left_out,
+        metadata: report.metadata,
+        metadata_left_out: report.metadata_left_out,
+    }
 }
 
 /// What volumes read from: the snapshots that they were cloned from, and what those were cloned from.

@@ -181,6 +181,34 @@ impl OwnPoolRpc for OwnPoolService {
         let own::ListDisksRequest { pool } = request.into_inner();
         Ok(Response::new(describe::disks(self.0.disks(&pool).await?)))
     }
+
+    async fn start_scrub(
+        &self,
+        request: Request<own::StartScrubRequest>,
+    ) -> Result<Response<own::Scrub>, Status> {
+        let own::StartScrubRequest { pool, rate_bytes_per_s } = request.into_inner();
+        let rate = Some(rate_bytes_per_s).filter(|rate| *rate > 0);
+        let (name, report) = self.0.start_scrub(&pool, rate).await?;
+        Ok(Response::new(describe::scrub(name, report)))
+    }
+
+    async fn stop_scrub(
+        &self,
+        request: Request<own::StopScrubRequest>,
+    ) -> Result<Response<own::Scrub>, Status> {
+        let own::StopScrubRequest { pool } = request.into_inner();
+        let (name, report) = self.0.stop_scrub(&pool).await?;
+        Ok(Response::new(describe::scrub(name, report)))
+    }
+
+    async fn get_scrub(
+        &self,
+        request: Request<own::GetScrubRequest>,
+    ) -> Result<Response<own::Scrub>, Status> {
+        let own::GetScrubRequest { pool } = request.into_inner();
+        let (name, report) = self.0.scrub(&pool).await?;
+        Ok(Response::new(describe::scrub(name, report)))
+    }
 }
 
 #[cfg(test)]

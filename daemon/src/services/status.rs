@@ -82,7 +82,7 @@ fn store_code(op: PoolOp, error: &LvsError) -> Code {
         (PoolOp::ResizeReplica, L::TooLarge { .. }) => Code::ResourceExhausted,
         (PoolOp::ImportPool, L::Device { .. } | L::Io { .. }) => Code::InvalidArgument,
         (_, L::NoSpace { .. }) => Code::ResourceExhausted,
-        (_, L::Exists { .. }) => Code::AlreadyExists,
+        (_, L::Exists { .. } | L::ScrubRuns { .. }) => Code::AlreadyExists,
         (_, L::NotFound { .. } | L::NoSuchDisk { .. }) => Code::NotFound,
         (_, L::Closed { .. } | L::Faulted { .. } | L::ReadOnly { .. } | L::DiskStays { .. }) => {
             Code::FailedPrecondition
@@ -261,6 +261,7 @@ mod tests {
             (store(PoolOp::ResizeReplica, large()), Code::ResourceExhausted),
             (store(PoolOp::DestroyReplica, missing()), Code::NotFound),
             (store(PoolOp::DestroyReplica, device()), Code::Internal),
+            (store(PoolOp::Scrub, LvsError::ScrubRuns { pool: pool() }), Code::AlreadyExists),
             (store(PoolOp::SetProperty, faulted()), Code::DataLoss),
             (store(PoolOp::CreateSnapshot, exists()), Code::Internal),
             (store(PoolOp::CreateSnapshot, full()), Code::ResourceExhausted),

@@ -173,6 +173,30 @@ fn first_leaf(
     }
 }
 
+/// Birth of the version that superseded the data of `block` that was born at `birth`, if the tree has one.
+pub(crate) async fn newer_version<S: PageSource>(
+    source: &S,
+    tree: &Tree,
+    block: BlockNo,
+    birth: Seq,
+) -> Result<Option<Seq>, S::Error> {
+    // No run lies over a block that has an entry of its own.
+    let before = entry_before(source, tree, block, birth).await?;
+    Ok(before.filter(|leaf| leaf.block == block).map(|leaf| leaf.version.birth))
+}
+
+/// Birth of the oldest version of `block` that the tree has.
+pub(crate) async fn oldest_version<S: PageSource>(
+    source: &S,
+    tree: &Tree,
+    block: BlockNo,
+) -> Result<Option<Seq>, S::Error> {
+    // Right before all of the next block; of runs that reach here that is the oldest, too.
+    let last = entry_before(source, tree, BlockNo(block.0 + 1), Seq(u64::MAX - 1)).await?;
+    let covers = |leaf: &Leaf| block.0 - leaf.block.0 < leaf.len_blocks;
+    Ok(last.filter(covers).map(|leaf| leaf.version.birth))
+}
+
 /// The entry right before the key (block, birth), if there is one.
 pub(super) async fn entry_before<S: PageSource>(
     source: &S,

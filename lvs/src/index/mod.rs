@@ -7,6 +7,7 @@
 //! - [`cache`]: pages in memory.
 //! - [`tree`]: what the algorithms on the trees of pages share.
 //!   - [`mod@lookup`]: one block, without waiting. - [`mod@query`]: ranges. - [`mod@check`]: everything, and what is wrong with it.
+//!   - [`mod@scan`]: leaf by leaf, while the tree changes.
 //!   - [`mod@merge`]: a new tree from an old one and a delta; also moves pages and leaves out what nobody needs. It walks; `weave`
 //!     puts entries and updates in order; `packer` makes pages of them.
 //!
@@ -25,6 +26,7 @@ pub mod merge;
 mod ordered;
 mod packer;
 pub mod query;
+pub mod scan;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -39,7 +41,9 @@ pub use dump::DumpError;
 pub use holes::HoleRange;
 pub(crate) use lookup::lookup_in;
 pub use lookup::{Lookup, find, is_page_live, locate_block, lookup};
+pub(crate) use lookup::{newer_version, oldest_version};
 pub use merge::{PurgeCursor, merge, purge};
 pub use query::{Layers, Query, Span, Spans, query};
+pub use scan::{Cursor, Scanned, Unread, scan};
 pub use tree::{LineView, PREFETCH, PageAt, PageSink, PageSource, PageTag, Root, Tree, TreeError};
 pub use weave::Event;

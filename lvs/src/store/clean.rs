@@ -68,10 +68,10 @@ pub(super) enum Pace {
 }
 
 /// Segments stay as they are as long as it exists (H4).
-struct Hold<'a>(&'a Store, u8);
+pub(super) struct Hold<'a>(&'a Store, u8);
 
 impl<'a> Hold<'a> {
-    fn new(store: &'a Store) -> Self {
+    pub(super) fn new(store: &'a Store) -> Self {
         let mut inner = store.inner();
         let phase = inner.phase;
         inner.reads[usize::from(phase)] += 1;
@@ -248,21 +248,31 @@ impl Store {
 
     /// Does the map lead to this block?
     async fn is_live(self: &Rc<Self>, c: &Candidate) -> Result<bool, LvsError> {
+        Ok(self.place_of(c.line, c.block, c.birth).await? == Some(c.pba))
+    }
+
+    /// Where the data of exactly this version is now; `None` when the map has it no more.
+    pub(super) async fn place_of(
+        self: &Rc<Self>,
+        line: LineId,
+        block: BlockNo,
+        birth: Seq,
+    ) -> Result<Option<Pba>, LvsError> {
         let tree = {
             let inner = self.inner();
             let layers = [Some(&inner.active), inner.frozen.as_deref(), inner.aside.as_ref()];
             for delta in layers.into_iter().flatten() {
-                match delta.exact(c.line, c.block, c.birth) {
-                    Some(Change::Place(Place::Data { pba, .. })) => return Ok(pba == c.pba),
-                    Some(Change::Moved { to, .. }) => return Ok(to == c.pba),
-                    Some(Change::Place(Place::Hole)) => return Ok(false),
+                match delta.exact(line, block, birth) {
+                    Some(Change::Place(Place::Data { pba, .. })) => return Ok(Some(pba)),
+                    Some(Change::Moved { to, .. }) => return Ok(Some(to)),
+                    Some(Change::Place(Place::Hole)) => return Ok(None),
                     None => {}
                 }
             }
-            inner.tree(c.line)
+            inner.tree(line)
         };
-        let Some(tree) = tree else { return Ok(false) };
-        Ok(locate_block(&PageReader(self.clone()), &tree, c.block, c.birth).await? == Some(c.pba))
+        let Some(tree) = tree else { return Ok(None) };
+        locate_block(&PageReader(self.clone()), &tree, block, birth).await
     }
 
     /// Copies live blocks of a segment, whose bytes are at hand, to the end of the log. False when there was no room.
@@ -445,7 +455,7 @@ impl Inner {
     }
 
     /// The tree of a line.
-    fn tree(&self, line: LineId) -> Option<Tree> {
+    pub(super) fn tree(&self, line: LineId) -> Option<Tree> {
         self.lines.get(line).map(|l| Tree { line, root: l.root })
     }
 

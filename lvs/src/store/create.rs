@@ -133,6 +133,7 @@ pub(super) fn assemble(core: &Core, parts: Parts) -> Result<Rc<Store>, LvsError>
         used_blocks: 0,
         reads: [0; 2],
         phase: 0,
+        read_at: aio::Instant::default(),
         noted: super::note::Noted::default(),
         now: core.now(),
         fault: None,
@@ -165,6 +166,7 @@ pub(super) fn assemble(core: &Core, parts: Parts) -> Result<Rc<Store>, LvsError>
         cleaning: Cell::new(false),
         closing: Cell::new(false),
         closed: Cell::new(false),
+        scrub: super::scrub::Scrub::default(),
         checkpoints: super::gate::Gate::default(),
         changes: super::gate::Gate::default(),
     }))

@@ -68,6 +68,7 @@ impl Store {
             || self.cleaning.get()
             || self.noting.get()
             || self.evacuating.get()
+            || self.scrub.is_running()
         {
             self.core.sleep(LOOK_AGAIN).await;
         }

@@ -14,7 +14,8 @@
 //! - `checkpoint`: freeze, merge, anchor, free. - `clean`: moves live blocks out of half-empty segments.
 //! - `join`, `evacuate`: disks come and go.
 //! - `catalogue`, `control`: volumes and snapshots. - `create`, `import`: how a store comes to be; `lifecycle`: its end.
-//! - `aside`: what a damaged map page keeps out of its tree. - `inspect`: the offline checker.
+//! - `aside`: what a damaged map page keeps out of its tree. - `inspect`: the offline checker. - `scrub`: the online one;
+//!   `verify`: what they share.
 //!
 //! Everything is on one core and in one cell: [`Store`] hands it out, never across an `await`.
 
@@ -45,11 +46,13 @@ mod occupied;
 mod pages;
 mod read;
 mod readonly;
+mod scrub;
 mod seal;
 mod sg;
 mod slab;
 mod space;
 mod superblock;
+mod verify;
 mod write;
 
 use core::time::Duration;
@@ -114,6 +117,8 @@ pub(crate) struct Store {
     closing: Cell<bool>,
     /// Exported, destroyed, or given up.
     closed: Cell<bool>,
+    /// What verifies everything, slowly.
+    scrub: scrub::Scrub,
     /// One checkpoint at a time.
     checkpoints: Gate,
     /// One change of the catalogue at a time.
@@ -163,6 +168,8 @@ pub(crate) struct Inner {
     /// Reads in flight, by phase.
     reads: [u32; 2],
     phase: u8,
+    /// When the last one began.
+    read_at: Instant,
     /// What the headers on the devices say of how far the log is durable.
     noted: note::Noted,
     /// The turn's clock reading.
@@ -365,6 +372,7 @@ impl Inner {
     fn hold_segments(&mut self, io: u32) {
         self.ios[io].phase = Some(self.phase);
         self.reads[usize::from(self.phase)] += 1;
+        self.read_at = self.now;
     }
 
     /// The opposite of [`hold_segments`](Self::hold_segments).

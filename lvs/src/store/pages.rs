@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::log::Stream;
 use super::space::State;
+use super::verify::Wrong;
 use super::{DELTA_UPDATES, Inner, Store};
 use crate::LvsError;
 use crate::format::blob::{BlobExtent, BlobPtr, MAX_BLOB_EXTENTS};
@@ -325,6 +326,15 @@ impl PageWriter {
     }
 }
 
+/// Which page it is, for a merge that is to write it anew.
+pub(super) fn tag_of(at: &PageAt, page: &PageRef) -> Option<PageTag> {
+    let PageAt { line, level, .. } = *at;
+    let view = page.view();
+    let of_leaf = view.leaf(0).map(|leaf| (leaf.block, leaf.version.birth));
+    let (block, birth) = of_leaf.or_else(|| view.child(0).map(|child| (child.block, child.birth)))?;
+    Some(PageTag { line, level, block, birth })
+}
+
 /// Adds a block to a list of pieces.
 fn extend(extents: &mut Vec<BlobExtent>, pba: Pba) {
     match extents.last_mut() {
@@ -354,25 +364,27 @@ impl Inner {
 
     /// Of this page only the copy can be read: the next merge writes it anew, twice.
     fn renew(&mut self, at: &PageAt, page: &PageRef) {
-        let Some(first) = page.view().child(0) else { return };
+        let Some(tag) = tag_of(at, page) else { return };
         if self.touched.len() < MOST_TOUCHED && self.fault.is_none() {
-            let PageAt { line, level, .. } = *at;
-            self.touched.push(PageTag { line, level, block: first.block, birth: first.birth });
+            self.touched.push(tag);
         }
     }
 }
 
 impl Store {
     /// Reads a page from one of its places.
-    async fn read_page(&self, page: &PageAt, pba: Pba) -> Result<PageRef, LvsError> {
+    pub(super) async fn read_page(&self, page: &PageAt, pba: Pba) -> Result<PageRef, LvsError> {
         let bytes = self.read_blocks(pba, 1).await?;
         self.inner().keep(page, &bytes)
     }
 
-    /// Can one of the places of a page, or of its copy, be read, and is it what it has to be? For the checker.
-    pub(super) async fn is_page_whole(&self, page: &PageAt, pba: Pba) -> bool {
-        let bytes = self.read_blocks(pba, 1).await;
-        bytes.is_ok_and(|bytes| crc32c(&bytes[..BLOCK]) == page.ptr.crc)
+    /// What is wrong with a page in one of its places.
+    pub(super) async fn page_wrong(&self, page: &PageAt, pba: Pba) -> Option<Wrong> {
+        match self.read_blocks(pba, 1).await {
+            Ok(bytes) if crc32c(&bytes[..BLOCK]) == page.ptr.crc => None,
+            Ok(_) => Some(Wrong::Checksum),
+            Err(_) => Some(Wrong::Unreadable),
+        }
     }
 
     /// A buffer of slow work, when one is free.

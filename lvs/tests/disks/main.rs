@@ -2,7 +2,8 @@
 //!
 //! # Map
 //! - `damage`: second copies, and pages of which none is left. - `wrong`: disks that are missing, stale or foreign.
-//! - `change`: disks that join, leave and grow, cut at every write. - `walk`: all of that by chance.
+//! - `change`: disks that join, leave and grow, cut at every write. - `walk`: all of that by chance. - `scrub`: the online
+//!   checker.
 //! - This file: what they share.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
@@ -11,6 +12,7 @@ mod change;
 mod damage;
 #[path = "../rig/mod.rs"]
 mod rig;
+mod scrub;
 mod walk;
 mod wrong;
 

@@ -11,6 +11,7 @@ mod disks;
 mod pool;
 mod replica;
 mod resource;
+mod scrub;
 mod snapshot;
 mod stats;
 mod subsystem;

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{Printer, disks};
+use super::{Printer, disks, scrub};
 use crate::keelson::v1::{
     CreatePoolRequest as OwnCreatePoolRequest, ImportPoolRequest as OwnImportPoolRequest,
 };
@@ -90,6 +90,9 @@ pub enum Command {
         /// Name or uuid of the pool
         pool: String,
     },
+    /// Read and verify everything in a pool, while it is in use
+    #[command(after_help = SCRUB_HELP)]
+    Scrub(ScrubArgs),
     /// Remove a pool with all its replicas and snapshots
     Destroy(Which),
     /// Close a pool; it stays on its disks and can be imported, here or elsewhere
@@ -106,6 +109,36 @@ pub enum Command {
         #[arg(short = 't', long = "type", value_enum, value_name = "TYPE")]
         kind: Option<Kind>,
     },
+}
+
+const SCRUB_HELP: &str = "\
+Examples:
+  keelson pool scrub tpool
+  keelson pool scrub tpool --rate 50MiB/s --wait
+  keelson pool scrub tpool --status -o json
+
+Every block of every replica and snapshot, every page of the map, tables, anchors and labels, with their copies, are
+read from the disks and compared with their checksums. It reads at most --rate bytes a second, and less while replicas
+are in use. What has another good copy is written anew; what is lost is named. It goes on when this command is
+interrupted, ends when the pool is closed, and its result is kept until then.";
+
+/// Flags of `pool scrub`.
+#[derive(Args, Clone, Debug)]
+pub struct ScrubArgs {
+    /// Name or uuid of the pool
+    pub(super) pool: String,
+    /// Bytes a second that it reads at most, such as 100MiB/s; 200MiB/s when left out
+    #[arg(long, value_name = "RATE", value_parser = scrub::parse_rate)]
+    pub(super) rate: Option<u64>,
+    /// Wait for its end; fails when something is wrong that could not be repaired
+    #[arg(long)]
+    pub(super) wait: bool,
+    /// Stop the one that runs
+    #[arg(long, conflicts_with_all = ["rate", "wait"])]
+    pub(super) stop: bool,
+    /// Begin none: show how far the one is that runs, or what the last one found
+    #[arg(long, conflicts_with_all = ["rate", "stop"])]
+    pub(super) status: bool,
 }
 
 /// Names a pool.
@@ -153,6 +186,7 @@ pub(super) async fn run(
         Command::AddDisk { .. } | Command::RemoveDisk { .. } | Command::Disks { .. } => {
             disks::run(client, command, printer).await
         }
+        Command::Scrub(args) => scrub::run(client, args, printer).await,
         Command::Destroy(which) => {
             let request = DestroyPoolRequest { name: which.name.clone(), uuid: which.uuid.clone() };
             let answer = client.pool().destroy_pool(request).await;

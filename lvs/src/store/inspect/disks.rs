@@ -59,7 +59,7 @@ impl Store {
     }
 
     /// The bytes of a copy; `None` when they cannot be read.
-    pub(super) async fn read_copy(
+    pub(in crate::store) async fn read_copy(
         &self,
         member: u8,
         block: u64,

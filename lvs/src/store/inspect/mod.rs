@@ -14,18 +14,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use aio::{BlockDevice, Core};
-use nvme::digest::crc32c;
 
 use super::Store;
 use super::lines::Line;
 use super::pages::{PageReader, SLOW_BUFFER_BYTES};
 use super::readonly::ReadOnly;
 use super::space::State;
+use super::verify::{Found, Wrong, pieces};
 use crate::LvsError;
+use crate::format::anchor::Anchor;
+use crate::format::blob::BlobPtr;
 use crate::format::page::Leaf;
 use crate::index::{Change, PageAt, PageRef, PageSource, Seen, Tree, check};
 use crate::info::{CheckProgress, CheckReport, CheckWish, ImportPool};
-use crate::types::{BLOCK_BYTES, BlockNo, LineId, Pba, Place, SegmentId, Seq};
+use crate::types::{BLOCK_BYTES, BlockNo, Pba, Place, SegmentId};
 
 /// Findings after which no more are kept.
 const MOST_FINDINGS: usize = 1000;
@@ -33,8 +35,6 @@ const MOST_FINDINGS: usize = 1000;
 const BATCH: usize = 64 * 1024;
 /// Blocks of a read at most.
 const MOST_READ: u64 = (SLOW_BUFFER_BYTES / BLOCK_BYTES) as u64;
-/// Blocks that nobody asked for and that are read all the same, because another read costs more.
-const MOST_GAP: u64 = 16;
 
 /// What was found so far.
 #[derive(Default)]
@@ -62,16 +62,6 @@ struct Mend {
     others: u64,
 }
 
-/// A block of data that something refers to.
-#[derive(Clone, Copy)]
-struct Found {
-    line: LineId,
-    block: BlockNo,
-    birth: Seq,
-    pba: Pba,
-    crc: Option<u32>,
-}
-
 /// Reads pages, and between them what was found in them: so memory does not grow with the pool.
 struct Walk<'a> {
     reader: PageReader,
@@ -95,7 +85,7 @@ impl Walk<'_> {
             return;
         }
         let mut blocks = std::mem::take(&mut *self.blocks.borrow_mut());
-        if let Err(error) = self.reader.0.verify(&mut blocks, self.inspection).await {
+        if let Err(error) = self.reader.0.verify_all(&mut blocks, self.inspection).await {
             self.failed.borrow_mut().get_or_insert(error);
         }
     }
@@ -160,7 +150,7 @@ impl Store {
         }
         let mut tail = self.inspect_delta(&mut inspection.borrow_mut());
         if wish.data {
-            self.verify(&mut tail, &inspection).await?;
+            self.verify_all(&mut tail, &inspection).await?;
         }
         let mut inspection = inspection.into_inner();
         self.compare_counts(&mut inspection);
@@ -251,7 +241,7 @@ impl Store {
     /// A page with a second copy could be read from one of its places: looks at both.
     async fn inspect_copies(&self, page: &PageAt, inspection: &RefCell<Inspection>) {
         for (pba, name) in places(page) {
-            if !self.is_page_whole(page, pba).await {
+            if self.page_wrong(page, pba).await.is_some() {
                 let what =
                     format!("{name} of line {}, at {pba}, cannot be read; the other one can", page.line.0);
                 inspection.borrow_mut().find(what);
@@ -262,13 +252,7 @@ impl Store {
     /// Looks at both copies of the tables. One of each could be read.
     async fn inspect_tables(&self, inspection: &mut Inspection) {
         let anchor = self.inner().anchor.clone();
-        let tables = [
-            ("the catalogue", &anchor.catalogue),
-            ("the table of lines", &anchor.lines),
-            ("the table of segments", &anchor.segments),
-            ("the log's contents at the import", &anchor.delta),
-        ];
-        for (name, ptr) in tables {
+        for (name, ptr) in tables(&anchor) {
             for (which, extents) in [("first", &ptr.extents), ("second", &ptr.copy)] {
                 if extents.is_empty() {
                     continue;
@@ -307,61 +291,28 @@ impl Store {
     }
 
     /// Reads blocks and compares their checksums.
-    async fn verify(&self, blocks: &mut [Found], inspection: &RefCell<Inspection>) -> Result<(), LvsError> {
-        blocks.sort_unstable_by_key(|found| (found.pba.member(), found.pba.block()));
-        let mut rest = &*blocks;
-        while let Some(first) = rest.first().map(|found| found.pba) {
-            let last = rest.iter().zip(rest.iter().skip(1).map(Some).chain([None])).position(|(at, next)| {
-                next.is_none_or(|next| {
-                    next.pba.member() != first.member()
-                        || next.pba.block() - at.pba.block() > MOST_GAP
-                        || next.pba.block() - first.block() >= MOST_READ
-                })
-            });
-            let (run, after) = rest.split_at(last.map_or(rest.len(), |last| last + 1));
-            self.verify_run(run, inspection).await?;
-            rest = after;
-        }
-        Ok(())
-    }
-
-    /// Reads blocks that lie together.
-    async fn verify_run(&self, run: &[Found], inspection: &RefCell<Inspection>) -> Result<(), LvsError> {
-        let first = run[0].pba;
-        let len = run[run.len() - 1].pba.block() - first.block() + 1;
-        let together = match self.read_blocks(first, len as u32).await {
-            Ok(buf) => Some(buf),
-            Err(LvsError::Io { .. }) => None,
-            Err(other) => return Err(other),
-        };
-        for found in run {
-            let Some(crc) = found.crc else { continue };
-            let alone = match together {
-                Some(_) => None,
-                // One of them cannot be read: which?
-                None => match self.read_blocks(found.pba, 1).await {
-                    Ok(buf) => Some(buf),
-                    Err(LvsError::Io { .. }) => None,
-                    Err(other) => return Err(other),
-                },
-            };
-            let at = (found.pba.block() - first.block()) as usize * BLOCK_BYTES as usize;
-            let bytes = together.as_ref().map(|buf| &buf[at..]).or(alone.as_ref().map(|buf| &buf[..]));
-            let wrong = match bytes {
-                Some(bytes) if crc32c(&bytes[..BLOCK_BYTES as usize]) == crc => None,
-                Some(_) => Some("has a wrong checksum"),
-                None => Some("cannot be read"),
-            };
-            let mut inspection = inspection.borrow_mut();
-            inspection.report.verified_bytes += u64::from(BLOCK_BYTES);
-            inspection.progress.verified_bytes.fetch_add(u64::from(BLOCK_BYTES), Ordering::Relaxed);
-            if let Some(wrong) = wrong {
+    async fn verify_all(
+        &self,
+        blocks: &mut [Found],
+        inspection: &RefCell<Inspection>,
+    ) -> Result<(), LvsError> {
+        for piece in pieces(blocks, MOST_READ) {
+            let told = self.verify(piece, |found, wrong| {
+                let mut inspection = inspection.borrow_mut();
+                inspection.report.verified_bytes += u64::from(BLOCK_BYTES);
+                inspection.progress.verified_bytes.fetch_add(u64::from(BLOCK_BYTES), Ordering::Relaxed);
+                let wrong = match wrong {
+                    None => return,
+                    Some(Wrong::Checksum) => "has a wrong checksum",
+                    Some(Wrong::Unreadable) => "cannot be read",
+                };
                 let Found { line, block, birth, pba, .. } = found;
                 inspection.find(format!(
                     "block {} of line {} (written by record {}), at {pba}, {wrong}",
                     block.0, line.0, birth.0
                 ));
-            }
+            });
+            told.await?;
         }
         Ok(())
     }
@@ -384,8 +335,18 @@ impl Store {
     }
 }
 
+/// The tables, and where they are.
+pub(super) fn tables(anchor: &Anchor) -> [(&'static str, &BlobPtr); 4] {
+    [
+        ("the catalogue", &anchor.catalogue),
+        ("the table of lines", &anchor.lines),
+        ("the table of segments", &anchor.segments),
+        ("the log's contents at the import", &anchor.delta),
+    ]
+}
+
 /// Where a page stands.
-fn places(page: &PageAt) -> impl Iterator<Item = (Pba, &'static str)> {
+pub(super) fn places(page: &PageAt) -> impl Iterator<Item = (Pba, &'static str)> {
     [(page.ptr.pba, "a map page"), (page.ptr.copy, "the copy of a map page")]
         .into_iter()
         .filter(|(pba, _)| !pba.is_none())

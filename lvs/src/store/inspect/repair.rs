@@ -78,7 +78,7 @@ impl Store {
         Ok(done)
     }
 
-    async fn repair_label(&self, member: u8, block: u64) -> Result<String, LvsError> {
+    pub(in crate::store) async fn repair_label(&self, member: u8, block: u64) -> Result<String, LvsError> {
         let (uuid, pool) = {
             let inner = self.inner();
             (inner.members[usize::from(member)].uuid, inner.uuid)
