@@ -140,7 +140,7 @@ impl Delta {
         let mut at = first;
         let newest = self.points.get(&mut at).filter(|(k, _)| k.same_block(key));
         let Some((old, old_value)) = newest else {
-            return self.points.insert(key, value);
+            return self.points.insert_at(first, key, value);
         };
         if old.birth() >= version.birth.0 {
             return self.put_late(key, version.place, at, snapshots, gone);

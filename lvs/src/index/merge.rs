@@ -10,7 +10,7 @@ use super::lookup::entry_before;
 use super::packer::Packer;
 use super::tree::{LineView, PREFETCH, PageAt, PageSink, PageTag, Spot, Tree, TreeError};
 use super::weave::{Event, Last, Weave, spot};
-use crate::format::page::Child;
+use crate::format::page::{Child, Leaf};
 use crate::types::{BlockNo, Seq};
 use core::iter::Peekable;
 
@@ -113,6 +113,8 @@ struct Walk<'a, S: PageSink, P: Iterator<Item = Update>, F> {
     /// Leaves written anew, or pages that had to be.
     changes: u64,
     leaves: u32,
+    /// Memory of the last leaf's entries, for the next one's.
+    spare: Vec<Leaf>,
 }
 
 /// Why a page is opened.
@@ -142,6 +144,7 @@ where
             stack: Vec::new(),
             changes: 0,
             leaves: 0,
+            spare: Vec::new(),
         }
     }
 
@@ -286,9 +289,12 @@ where
         if self.leaves.is_multiple_of(LEAVES_PER_BREATH) {
             self.sink.breathe().await;
         }
-        let view = old.as_ref().map(|(_, _, page)| page.view());
-        let entries =
-            view.map(|v| (0..v.len()).filter_map(|i| v.leaf(i)).collect::<Vec<_>>()).unwrap_or_default();
+        let mut entries = core::mem::take(&mut self.spare);
+        entries.clear();
+        if let Some((_, _, page)) = &old {
+            let view = page.view();
+            entries.extend((0..view.len()).filter_map(|i| view.leaf(i)));
+        }
         let purging = self.purge.as_ref().is_some_and(|purge| purge.left > 0);
         if let (true, false, None, Some(first)) = (purging, leftmost, self.weave.last, entries.first()) {
             // When it cannot be read, what this leaf begins with is kept.
@@ -307,6 +313,7 @@ where
         match old {
             Some((child, at, _)) if !rewrite => {
                 self.weave.skip(&job);
+                self.spare = job.into_entries();
                 return self.packer.keep(at.level, child).await;
             }
             Some((_, at, _)) => self.sink.dropped(&at),
@@ -316,6 +323,7 @@ where
         while self.weave.step(&mut job, &mut self.packer) {
             self.packer.drain().await?;
         }
+        self.spare = job.into_entries();
         Ok(())
     }
 

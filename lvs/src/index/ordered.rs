@@ -234,6 +234,22 @@ impl Ordered {
         true
     }
 
+    /// The same, for a key that comes right before what is at `cursor`, as returned by `seek(low)` and not moved since, with
+    /// `low <= key`: mostly without another search.
+    pub(super) fn insert_at(&mut self, cursor: Cursor, key: Key, value: Value) -> bool {
+        let room = self.room() > 0;
+        let leaf = &mut self.leaves[cursor.leaf as usize];
+        let (pos, len) = (cursor.pos as usize, leaf.len as usize);
+        // Behind the last entry of a leaf the key may belong to the next one: a separator may lie between `low` and `key`.
+        if !room || len == LEAF || (pos == len && leaf.next != NIL) {
+            return self.insert(key, value);
+        }
+        debug_assert!(pos == len || key < leaf.keys[pos], "order is kept");
+        leaf.insert(pos, key, value);
+        self.len += 1;
+        true
+    }
+
     /// Removes `key`; its value when it was there.
     pub(super) fn remove(&mut self, key: Key) -> Option<Value> {
         let (path, node) = self.descend(key);
@@ -490,7 +506,13 @@ mod tests {
                 let growing = (step / 6000) % 2 == 0;
                 if next(10) < if growing { 8 } else { 2 } {
                     if !model.contains_key(&key) && model.len() < 4096 {
-                        assert!(map.insert(key, [step, 0]));
+                        let first = map.seek(Key::new(key.line(), key.block(), u64::MAX));
+                        let taken = map.get(&mut first.clone()).is_some_and(|(found, _)| found < key);
+                        // Removals leave separators behind that lie between both.
+                        assert!(match taken {
+                            true => map.insert(key, [step, 0]),
+                            false => map.insert_at(first, key, [step, 0]),
+                        });
                         model.insert(key, [step, 0]);
                     }
                 } else {

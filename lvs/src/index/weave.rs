@@ -91,6 +91,13 @@ pub(super) struct LeafJob {
     begin: Begin,
 }
 
+impl LeafJob {
+    /// The memory of its entries, when it is done.
+    pub(super) fn into_entries(self) -> Vec<Leaf> {
+        self.entries
+    }
+}
+
 /// See the module.
 pub(super) struct Weave<'a, P: Iterator<Item = Update>, F> {
     points: Peekable<P>,

@@ -9,6 +9,7 @@ use super::lines::Line;
 use super::log::{Marks, Stream};
 use super::member::Member;
 use super::pages::{PageReader, PageWriter};
+use super::space::Space;
 use super::superblock::anchor_members;
 use super::{DELTA_RANGES, DELTA_UPDATES, Inner, LOOK_AGAIN, Store};
 use crate::LvsError;
@@ -90,7 +91,9 @@ impl Store {
         for id in lines {
             let Some(line) = self.inner().lines.get(id).cloned() else { continue };
             let tree = Tree { line: id, root: line.root };
-            let merged = merge(writer, &tree, &frozen, view_of(&line), &touched, |e| counts.add(id, e)).await;
+            counts.begin(&line);
+            let count = |event| counts.add(&self.inner().space, event);
+            let merged = merge(writer, &tree, &frozen, view_of(&line), &touched, count).await;
             trees.push(merged.map_err(|e| self.tree_error(e))?);
         }
         writer.finish().await?;
@@ -140,12 +143,11 @@ impl Store {
             }
             let most = left;
             left = 0;
-            let mut counts = Counts::default();
-            let tree = Tree { line: line.id, root: line.root };
+            let (tree, mut counts) = (Tree { line: line.id, root: line.root }, Counts::default());
+            counts.begin(&line);
             let cursor = PurgeCursor::at(from);
-            let purged =
-                purge(writer, &tree, cursor, view_of(&line), Seq::ZERO, most, |e| counts.add(line.id, e))
-                    .await;
+            let count = |event| counts.add(&self.inner().space, event);
+            let purged = purge(writer, &tree, cursor, view_of(&line), Seq::ZERO, most, count).await;
             let (tree, next) = purged.map_err(|e| self.tree_error(e))?;
             writer.finish().await?;
             // What is below a damaged page stays in use.
@@ -205,26 +207,7 @@ impl Store {
                 line.root = tree.root;
             }
         }
-        for (id, event) in counts.events {
-            let Some(line) = inner.lines.get_mut(id) else { continue };
-            match event {
-                Event::Added { birth, pba } => {
-                    let at = line.interval(birth);
-                    line.born[at] += 1;
-                    inner.space.add_live(pba);
-                }
-                Event::Dropped { birth, pba } => {
-                    let at = line.interval(birth);
-                    line.born[at] = line.born[at].saturating_sub(1);
-                    inner.space.drop_live(pba);
-                }
-                Event::Moved { from, to, .. } => {
-                    inner.space.drop_live(from);
-                    inner.space.add_live(to);
-                }
-                Event::Lapsed { .. } => {}
-            }
-        }
+        counts.settle(inner);
         inner.count_used();
     }
 
@@ -236,15 +219,86 @@ impl Store {
     }
 }
 
-/// What merges told of blocks, until their trees count.
+/// What walks over trees told of blocks, summed up until these count: what is left to do then does not grow with the number
+/// of blocks.
 #[derive(Default)]
 struct Counts {
-    events: Vec<(LineId, Event)>,
+    /// The line of each walk.
+    lines: Vec<LineCounts>,
+    /// What was added to the live blocks of each segment, by device.
+    segments: Vec<Vec<i32>>,
+    /// Segments of which that is not zero, and others.
+    touched: Vec<SegmentId>,
+}
+
+struct LineCounts {
+    line: LineId,
+    /// The line's snapshots when the walk began.
+    snapshots: Vec<Seq>,
+    /// What was added to each of `Line::born`, as of these snapshots.
+    born: Vec<i64>,
 }
 
 impl Counts {
-    fn add(&mut self, line: LineId, event: Event) {
-        self.events.push((line, event));
+    /// What comes now is told of this line.
+    fn begin(&mut self, line: &Line) {
+        let (snapshots, born) = (line.snapshots.clone(), vec![0; line.born.len()]);
+        self.lines.push(LineCounts { line: line.id, snapshots, born });
+    }
+
+    fn add(&mut self, space: &Space, event: Event) {
+        let (birth, change) = match event {
+            Event::Added { birth, pba } => (birth, (1, pba)),
+            Event::Dropped { birth, pba } => (birth, (-1, pba)),
+            Event::Moved { from, to, .. } => {
+                self.count(space, from, -1);
+                return self.count(space, to, 1);
+            }
+            Event::Lapsed { .. } => return,
+        };
+        if let Some(LineCounts { snapshots, born, .. }) = self.lines.last_mut()
+            && let Some(born) = born.get_mut(snapshots.partition_point(|&s| s <= birth))
+        {
+            *born += i64::from(change.0);
+        }
+        self.count(space, change.1, change.0);
+    }
+
+    fn count(&mut self, space: &Space, pba: Pba, change: i32) {
+        let Some(id) = space.segment_of(pba) else { return };
+        let (member, index) = (usize::from(id.member()), id.index() as usize);
+        if self.segments.len() <= member {
+            self.segments.resize(member + 1, Vec::new());
+        }
+        let counts = &mut self.segments[member];
+        if counts.len() <= index {
+            // Zeroed pages, which become resident as they are used.
+            let mut larger = vec![0; space.member(id.member()).len().max(index + 1)];
+            larger[..counts.len()].copy_from_slice(counts);
+            *counts = larger;
+        }
+        if counts[index] == 0 {
+            self.touched.push(id);
+        }
+        counts[index] += change;
+    }
+
+    /// The trees count from now on.
+    fn settle(mut self, inner: &mut Inner) {
+        for LineCounts { line, snapshots, born } in self.lines {
+            let Some(line) = inner.lines.get_mut(line) else { continue };
+            for (at, change) in born.into_iter().enumerate() {
+                // Snapshots that were made meanwhile are newer than all that was merged, and those that went left one
+                // interval in the place of two: the beginning of an old one tells the new one.
+                let since = at.checked_sub(1).map_or(Seq::ZERO, |before| snapshots[before]);
+                let at = line.interval(since);
+                line.born[at] = line.born[at].saturating_add_signed(change);
+            }
+        }
+        for id in self.touched {
+            let change = core::mem::take(&mut self.segments[usize::from(id.member())][id.index() as usize]);
+            inner.space.change_live(id, change);
+        }
     }
 }
 
@@ -393,6 +447,7 @@ impl Store {
             inner.checkpoint = anchor.checkpoint;
             inner.anchor = anchor.clone();
             inner.space.names_durable(&anchor.next);
+            inner.log.named_more();
             inner.hold_aside(anchor.base.next());
             inner.space.checkpoint_durable(anchor.checkpoint, anchor.base, &held_by(anchor));
             inner.budget.victims.clear();
@@ -450,8 +505,23 @@ impl Store {
 impl Inner {
     /// What the next anchor names.
     fn next_names(&self) -> Vec<SegmentId> {
-        let most = NAMED_LEAST.max((NAMED_BYTES / self.segment_bytes()) as usize);
-        self.space.names_for_anchor(most, KEEP_FOR_PAGES)
+        self.space.names_for_anchor(self.most_names(), KEEP_FOR_PAGES)
+    }
+
+    fn most_names(&self) -> usize {
+        NAMED_LEAST.max((NAMED_BYTES / self.segment_bytes()) as usize)
+    }
+
+    /// Are so few segments named that a checkpoint had better begin, so that it is done before the log needs more? Not
+    /// when it could name few more: then it costs more than the wait that it saves.
+    pub(super) fn runs_low_on_names(&self) -> bool {
+        let (most, named) = (self.most_names(), self.space.named());
+        let lead = self.log.lead().clamp(most / 8, most / 2) + super::budget::KEEP_FROM_DATA;
+        if named > lead {
+            return false;
+        }
+        let free = (self.space.available() as usize).saturating_sub(named + KEEP_FOR_PAGES);
+        free >= most / 2 && self.check_fault().is_ok() && !self.active.is_empty()
     }
 
     pub(super) fn can_name_more(&self) -> bool {
@@ -465,7 +535,7 @@ impl Inner {
             return Ok(());
         }
         self.frozen_base = self.log.last();
-        self.budget.marks = self.log.mark();
+        self.budget.marks = self.log.mark(self.space.named());
         let fresh = self.spare.take().unwrap_or_else(|| Delta::with_capacity(DELTA_UPDATES, DELTA_RANGES));
         self.frozen = Some(Rc::new(core::mem::replace(&mut self.active, fresh)));
         self.thin_frozen = self.thin_pending.replace(0);

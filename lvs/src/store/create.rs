@@ -136,6 +136,8 @@ pub(super) fn assemble(core: &Core, parts: Parts) -> Result<Rc<Store>, LvsError>
         read_at: aio::Instant::default(),
         noted: super::note::Noted::default(),
         now: core.now(),
+        turn: 0,
+        log_lags: false,
         fault: None,
         read_only: None,
         want_checkpoint: false,

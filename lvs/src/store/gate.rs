@@ -21,6 +21,11 @@ impl Gate {
         (!self.taken.replace(true)).then(|| Pass(self))
     }
 
+    /// Is somebody inside?
+    pub(super) fn is_taken(&self) -> bool {
+        self.taken.get()
+    }
+
     /// Resolves when nobody else is inside. Dropping the future gives up the place.
     pub(super) async fn enter(&self) -> Pass<'_> {
         poll_fn(|cx| {

@@ -40,6 +40,10 @@ pub(crate) struct Log {
     streams: Marks,
     /// Since the last [`mark`](Self::mark).
     opened: Vec<SegmentId>,
+    /// Segments that it could open when that was set.
+    named: usize,
+    /// Segments that it is likely to open while a checkpoint is made.
+    lead: usize,
 }
 
 impl Log {
@@ -52,6 +56,8 @@ impl Log {
             durable: last,
             streams: [None; 2],
             opened: Vec::new(),
+            named: 0,
+            lead: 0,
         }
     }
 
@@ -140,10 +146,28 @@ impl Log {
         Some(pba)
     }
 
-    /// Where it stands; what it opens from now on is listed anew.
-    pub(crate) fn mark(&mut self) -> Marks {
+    /// A checkpoint begins: where the log stands. What it opens from now on, out of `named` segments, is listed anew.
+    pub(crate) fn mark(&mut self, named: usize) -> Marks {
         self.opened.clear();
+        self.named = named;
         self.streams
+    }
+
+    /// A checkpoint ended, and named more segments.
+    pub(crate) fn named_more(&mut self) {
+        // Half as much again as it took this time, and a slow return from what was once much.
+        self.lead = (self.opened.len() * 3 / 2).max(self.lead * 7 / 8);
+        self.named = 0;
+    }
+
+    /// Segments that it is likely to open while a checkpoint is made.
+    pub(crate) fn lead(&self) -> usize {
+        self.lead
+    }
+
+    /// Sixteenths of what was named when the checkpoint that is being made began that are opened meanwhile.
+    pub(crate) fn sixteenths_opened(&self) -> u32 {
+        (self.opened.len() * 16).checked_div(self.named).unwrap_or(0).min(16) as u32
     }
 
     /// What it opened since the last mark.

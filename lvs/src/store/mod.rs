@@ -174,6 +174,10 @@ pub(crate) struct Inner {
     noted: note::Noted,
     /// The turn's clock reading.
     now: Instant,
+    /// Turns of the reactor so far.
+    turn: u64,
+    /// The newest record that ended was longer under way than until the next turn.
+    log_lags: bool,
     /// Why no more writes are taken.
     fault: Option<String>,
     /// Why it was opened for reading only: nothing is written at all.
@@ -616,7 +620,8 @@ impl Store {
         let (checkpoint, unread, note, clean) = {
             let mut inner = self.inner();
             let due = inner.merge_due().is_some_and(|at| at <= inner.now);
-            if (due || inner.retry_due()) && !self.background.get() {
+            let early = inner.runs_low_on_names() && !self.checkpoints.is_taken();
+            if (due || early || inner.retry_due()) && !self.background.get() {
                 inner.want_checkpoint = true;
             }
             let clean = inner.budget.want_cleaning && !self.cleaning.get() && inner.wants_cleaning();
@@ -649,6 +654,7 @@ impl Poller for StorePoller {
     fn poll(&mut self, now: Instant) -> usize {
         let mut inner = self.0.inner();
         inner.now = now;
+        inner.turn += 1;
         inner.progress()
     }
 

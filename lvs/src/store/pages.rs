@@ -347,7 +347,7 @@ impl Inner {
     /// How many steps a merge makes until it lets others work.
     fn steps_of_a_breath(&self) -> u32 {
         let taken = DELTA_UPDATES.saturating_sub(self.active.room().0);
-        let sixteenths = (taken * 16 / DELTA_UPDATES) as u32;
+        let sixteenths = ((taken * 16 / DELTA_UPDATES) as u32).max(self.log.sixteenths_opened());
         1 + sixteenths * sixteenths / 8
     }
 

@@ -316,6 +316,11 @@ impl Space {
         self.count(pba, |live| live.saturating_sub(1));
     }
 
+    /// So many more blocks of the segment are referred to from now on, or fewer.
+    pub(crate) fn change_live(&mut self, id: SegmentId, change: i32) {
+        self.count(self.first_block(id), |live| live.saturating_add_signed(change));
+    }
+
     /// So many blocks of the segment were found to be referred to.
     pub(crate) fn recounted(&mut self, id: SegmentId, live: u32) {
         self.count(self.first_block(id), |_| live);

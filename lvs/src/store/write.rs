@@ -20,10 +20,16 @@ use crate::types::{BLOCK_BYTES, BlockNo, LineId, Pba, Place, Seq, Version};
 pub(super) const MAX_RECORDS: usize = 8;
 /// Payload blocks of a record: with its header it is the 1 MiB that every device takes at once.
 pub(super) const MAX_PAYLOAD_BLOCKS: u32 = 255;
+/// Records that what is in line is spread over, so that the device has the next one while this core works on what came back;
+/// and blocks below which a record is not worth its header.
+const SPREAD: usize = 4;
+const LEAST_SHARE: usize = 8;
 
 /// A record in flight.
 pub(super) struct RecordCtx {
     seq: Seq,
+    /// When it was submitted.
+    turn: u64,
     header: Option<DmaBuf>,
     /// Copies of payload that was not stable or did not suit the device.
     copy: Option<DmaBuf>,
@@ -61,6 +67,7 @@ impl RecordCtx {
     pub(super) fn empty() -> Self {
         Self {
             seq: Seq::ZERO,
+            turn: 0,
             header: None,
             copy: None,
             blocks: Vec::with_capacity(MAX_PAYLOAD_BLOCKS as usize),
@@ -101,15 +108,30 @@ impl Inner {
                 self.finish(io);
             }
         }
-        while !self.pending.is_empty() && self.records.used() < MAX_RECORDS && self.build_record() {}
+        while !self.pending.is_empty() && self.records.used() < MAX_RECORDS {
+            let share = self.share_of_record();
+            if !self.build_record(share) {
+                break;
+            }
+        }
         while let Some((io, page)) = self.fetches.looking.pop() {
             self.hold_segments(io);
             self.starve(io, &page);
         }
     }
 
-    /// One record of the first writes in line. False when none could be made.
-    fn build_record(&mut self) -> bool {
+    /// How many of the writes in line the next record takes. All of them when the device answers at once: then nothing is
+    /// gained by another record, whose header costs as much as a block.
+    fn share_of_record(&self) -> usize {
+        if !self.log_lags {
+            return self.pending.len();
+        }
+        let parts = SPREAD.saturating_sub(self.records.used()).max(1);
+        self.pending.len().div_ceil(parts).max(LEAST_SHARE)
+    }
+
+    /// One record of the first `share` writes in line, or fewer. False when none could be made.
+    fn build_record(&mut self, share: usize) -> bool {
         let Some(only_holes) = self.next_room() else { return false };
         let Some(mut buf) = self.headers.alloc() else { return false };
         let limit = MAX_PAYLOAD_BLOCKS.min(self.log.left(Flow::Hot, &self.space) - 1);
@@ -128,7 +150,7 @@ impl Inner {
         let mut entries = 1;
 
         let (mut at, before) = (0, self.pending.len());
-        while let Some(&io) = self.pending.get(at) {
+        while let Some(&io) = self.pending.get(at).filter(|_| self.records[index].ios.len() < share) {
             let ctx = &self.ios[io];
             let transfer = ctx.hole.is_none();
             if only_holes && transfer {
@@ -239,6 +261,7 @@ impl Inner {
         self.budget.written.data += u64::from(payload);
         let record = &mut self.records[index];
         record.seq = seq;
+        record.turn = self.turn;
         record.payload = pba.plus(1);
         self.reserved = (self.reserved.0 + record.room.0, self.reserved.1 + record.room.1);
 
@@ -318,6 +341,7 @@ impl Inner {
 
     /// A record's device write ended.
     pub(super) fn record_done(&mut self, index: u32, status: IoStatus) {
+        self.log_lags = self.turn > self.records[index].turn + 1;
         let (u, r) = self.records[index].room;
         self.reserved = (self.reserved.0 - u, self.reserved.1 - r);
         if status == IoStatus::SUCCESS {

@@ -91,8 +91,15 @@ impl Rig {
         seed: u64,
     ) -> SimDisk {
         let blocks = (mib << 20) / u64::from(block_bytes);
-        let config =
-            SimConfig { name: name.to_owned(), volatile_cache, ..SimConfig::new(block_bytes, blocks, seed) };
+        self.disk_as(SimConfig {
+            name: name.to_owned(),
+            volatile_cache,
+            ..SimConfig::new(block_bytes, blocks, seed)
+        })
+    }
+
+    /// A disk as described.
+    pub(crate) fn disk_as(&self, config: SimConfig) -> SimDisk {
         let time = self.time.clone();
         SimDisk::new(config, Arc::new(move || Instant::from_ns(time.load(Ordering::Relaxed))))
     }
