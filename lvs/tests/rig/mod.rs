@@ -82,6 +82,7 @@ impl Rig {
     }
 
     /// A disk of `mib` MiB.
+    #[allow(dead_code, reason = "not every test wants one like others'")]
     pub(crate) fn disk(
         &self,
         name: &str,
