@@ -169,6 +169,19 @@ pub enum LvsError {
         /// Which pool.
         pool: String,
     },
+    /// The table of segments would have more pieces than a checkpoint can name.
+    #[error(
+        "pool {pool} cannot have so many segments: their table would be {bytes} bytes, and {most_bytes} are the most; make \
+         a new pool, which gets larger ones, and move volumes to it"
+    )]
+    TooManySegments {
+        /// Which pool.
+        pool: String,
+        /// How large its table would be.
+        bytes: u64,
+        /// How large it can be.
+        most_bytes: u64,
+    },
     /// No such disk in the pool.
     #[error("pool {pool} has no disk {disk}; its disks are: {disks}")]
     NoSuchDisk {

@@ -105,7 +105,10 @@ fn store_code(op: PoolOp, error: &LvsError) -> Code {
             | L::Damaged { .. }
             | L::UnknownFeatures { .. },
         ) => Code::InvalidArgument,
-        (_, L::Memory { .. } | L::LinesUsedUp { .. } | L::CatalogueFull { .. }) => Code::ResourceExhausted,
+        (
+            _,
+            L::Memory { .. } | L::LinesUsedUp { .. } | L::CatalogueFull { .. } | L::TooManySegments { .. },
+        ) => Code::ResourceExhausted,
         // Texts of a request that are too long to be stored.
         (_, L::Encode { .. }) => Code::InvalidArgument,
         (_, L::Device { .. } | L::Io { .. }) => Code::Internal,

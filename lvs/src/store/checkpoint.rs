@@ -534,6 +534,11 @@ impl Inner {
         if self.frozen.is_some() {
             return Ok(());
         }
+        if self.log.is_used_up() {
+            // H5: no number is used twice.
+            self.fail_pool("this opening of the pool has used up its numbers; export and import the pool");
+            return self.check_fault();
+        }
         self.frozen_base = self.log.last();
         self.budget.marks = self.log.mark(self.space.named());
         let fresh = self.spare.take().unwrap_or_else(|| Delta::with_capacity(DELTA_UPDATES, DELTA_RANGES));

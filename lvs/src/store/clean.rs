@@ -310,7 +310,9 @@ impl Store {
             let mut inner = self.inner();
             let inner = &mut *inner;
             inner.check_fault()?;
-            if !inner.log.make_room(Flow::Cold, blocks, 0, &mut inner.space) {
+            // What records in flight will put into the delta is theirs: they are acknowledged when they are written.
+            let room = inner.active.room().0 >= inner.reserved.0 + taken.len();
+            if !room || !inner.log.make_room(Flow::Cold, blocks, 0, &mut inner.space) {
                 return Ok(false);
             }
             let Some(stream) = inner.log.stream(Flow::Cold) else { return Ok(false) };
@@ -321,12 +323,14 @@ impl Store {
             let age = inner.space.get(id).map_or(0, super::space::Segment::age);
             inner.space.moved_in(stream.segment, age);
             inner.budget.written.moved += u64::from(blocks);
+            inner.reserved.0 += taken.len();
             let stamp = Stamp { seq, durable: inner.log.durable(), checkpoint: inner.checkpoint };
             header.finish(&mut buf[..BLOCK], &stamp, &inner.seal, pba);
             inner.stated(seq);
             (seq, pba, descriptor, offset_bytes)
         };
         let (result, _) = descriptor.write_at(offset_bytes, blocks * BLOCK_BYTES, buf).await;
+        self.inner().reserved.0 -= taken.len();
         self.wrote(pba, result)?;
         let mut inner = self.inner();
         let mut room = true;
@@ -459,24 +463,23 @@ impl Inner {
         self.lines.get(line).map(|l| Tree { line, root: l.root })
     }
 
-    /// What the headers in a segment say of its blocks. Whatever looks like one is asked: what it says is looked up.
+    /// What the headers in a segment say of its blocks. Whatever looks like one is asked, and what it says is looked up: one
+    /// that an earlier use of the segment left must not hide what stands behind it.
     fn read_headers(&self, first: Pba, bytes: &[u8]) -> Content {
         let mut content = Content::default();
-        let mut at = 0;
-        while at * BLOCK < bytes.len() {
-            let here = &bytes[at * BLOCK..];
-            at += self.read_header(first.plus(at as u64), here, &mut content).max(1);
+        for (at, _) in bytes.chunks_exact(BLOCK).enumerate() {
+            self.read_header(first.plus(at as u64), &bytes[at * BLOCK..], &mut content);
         }
         content
     }
 
-    /// Reads a header, if there is one; how many blocks its record has.
-    fn read_header(&self, pba: Pba, bytes: &[u8], content: &mut Content) -> usize {
+    /// Reads a header, if there is one.
+    fn read_header(&self, pba: Pba, bytes: &[u8], content: &mut Content) {
         if !looks_like_header(bytes) {
-            return 0;
+            return;
         }
         let Some(header) = header_blocks(bytes).and_then(|blocks| bytes.get(..blocks * BLOCK)) else {
-            return 0;
+            return;
         };
         // A record says in its number in which opening it was written; pages, which have none, say it otherwise.
         let stated = header[SEQ_AT..].first_chunk().map_or(Seq::ZERO, |b| Seq(u64::from_le_bytes(*b)));
@@ -485,7 +488,7 @@ impl Inner {
         let record = openings.rev().find_map(|opening| {
             Record::parse(header, pba, &seal(&self.uuid, &self.anchor.salt, opening)).ok()
         });
-        let Some(record) = record else { return 0 };
+        let Some(record) = record else { return };
         let payload = pba.plus(record.header_blocks() as u64);
         for entry in record.data() {
             let DataEntry::Extent { line, block, payload_block, crcs } = entry else { continue };
@@ -509,6 +512,5 @@ impl Inner {
                 content.pages.push((PageTag { line, level, block, birth }, payload.plus(i as u64)));
             }
         }
-        record.len_blocks() as usize
     }
 }

@@ -206,6 +206,7 @@ impl Store {
             store.close().await;
             return Err(error);
         }
+        store.begin_to_poll();
         store.open_for_use();
         Ok(store)
     }

@@ -45,6 +45,10 @@ impl Store {
             let inner = self.inner();
             inner.check_fault()?;
             let member = inner.find_disk(disk)?;
+            if inner.members[member].state == MemberState::Removed {
+                // The checkpoint that lists it as removed did not fit.
+                return Ok(member);
+            }
             inner.check_can_leave(member)?;
             member
         };

@@ -119,12 +119,17 @@ impl Store {
                 // H1: what was acknowledged may not be there.
                 inner.anchor.incarnation = *uuid::Uuid::new_v4().as_bytes();
                 inner.count_used();
+                drop(inner);
+                store.begin_to_poll();
                 return Ok(());
             }
             store.begin_opening().await?;
+            // A merge asks for pages ahead, and somebody has to take them from the disks.
+            store.begin_to_poll();
             store.fit_delta().await
         };
         if let Err(error) = opened.await {
+            store.rest().await;
             store.close().await;
             return Err(error);
         }

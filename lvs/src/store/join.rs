@@ -38,7 +38,7 @@ impl Store {
         }
     }
 
-    /// Looks at the disk and writes what it has to have before an anchor names it. Returns its segments.
+    /// Looks at the disk and erases what was on it. Returns its segments.
     async fn prepare(self: &Rc<Self>, member: &mut Member, force: bool) -> Result<u32, LvsError> {
         let disk = || member.device.name().to_owned();
         let known = label_of(member).await.ok().flatten();
@@ -50,29 +50,18 @@ impl Store {
         // What an interrupted addition or a removal left of this pool holds nothing.
         check_vacant(member, force || own).await?;
         let segments = segments_for(member, self.inner().space.segment_blocks())?;
+        self.inner().check_segments(segments.into())?;
         member.uuid = Uuid::new_v4();
-        let (label, anchor) = {
+        {
             let inner = self.inner();
             if inner.members.iter().any(|m| m.device.name() == member.device.name()) {
                 let (pool, disk) = (inner.name.clone(), disk());
                 return Err(LvsError::Exists { what: "disk", name: disk, pool });
             }
-            (inner.new_label(member.uuid), inner.anchor.clone())
-        };
-        // Anchors of an earlier pool go; then comes one that does not name it, so that it is not taken for stale by an
-        // import that finds the next one on other disks only; then the label.
-        let encoded = |e| LvsError::Encode { source: e };
-        let anchor_bytes = anchor.encode().map_err(encoded)?;
-        let label_bytes = label.encode().map_err(encoded)?;
+        }
+        // Anchors of an earlier pool go.
         self.write_beside(member, 0, &vec![0; label::FIRST_SEGMENT_BLOCK as usize * BLOCK_BYTES as usize])
             .await?;
-        for copy in 0..label::ANCHOR_BLOCKS.len() {
-            let at = label::anchor_block(copy, anchor.checkpoint);
-            self.write_beside(member, at, &anchor_bytes).await?;
-        }
-        for block in label::LABEL_BLOCKS {
-            self.write_beside(member, block, &label_bytes).await?;
-        }
         Ok(segments)
     }
 
@@ -91,11 +80,35 @@ impl Store {
         result.map_err(|source| LvsError::Io { op: "write", disk, source })
     }
 
+    /// Writes to a device that is no member yet what makes it one as soon as an anchor names it. Between checkpoints: the
+    /// newest anchor, which does not, so that an import which finds the next one on other disks only does not take this
+    /// one for stale; then the label.
+    async fn introduce(&self, member: &Member) -> Result<(), LvsError> {
+        let (label, anchor) = {
+            let inner = self.inner();
+            (inner.new_label(member.uuid), inner.anchor.clone())
+        };
+        let encoded = |source| LvsError::Encode { source };
+        let (label_bytes, anchor_bytes) =
+            (label.encode().map_err(encoded)?, anchor.encode().map_err(encoded)?);
+        for copy in 0..label::ANCHOR_BLOCKS.len() {
+            self.write_beside(member, label::anchor_block(copy, anchor.checkpoint), &anchor_bytes).await?;
+        }
+        for block in label::LABEL_BLOCKS {
+            self.write_beside(member, block, &label_bytes).await?;
+        }
+        Ok(())
+    }
+
     /// The disk is a member from the checkpoint on that this makes.
     async fn take_in(self: &Rc<Self>, member: Member, segments: u32) -> Result<(), LvsError> {
         {
             // Between checkpoints: one that is being made names all members or none of the new one's segments.
             let _between = self.checkpoints.enter().await;
+            if let Err(error) = self.introduce(&member).await {
+                member.close().await;
+                return Err(error);
+            }
             let mut inner = self.inner();
             let inner = &mut *inner;
             let index = inner.members.len() as u8;

@@ -9,10 +9,14 @@ use crate::format::label;
 use crate::types::{BLOCK_BYTES, LineId, Pba, Seq};
 
 impl Store {
+    /// Its devices are polled from now on, and background work begins when it is due.
+    pub(super) fn begin_to_poll(self: &Rc<Self>) {
+        self.core.add_poller(Rc::new(std::cell::RefCell::new(StorePoller(self.clone()))));
+    }
+
     /// The store serves from now on.
     pub(super) fn open_for_use(self: &Rc<Self>) {
         open_stores::add(self.inner().uuid, self.clone());
-        self.core.add_poller(Rc::new(std::cell::RefCell::new(StorePoller(self.clone()))));
     }
 
     /// Makes everything durable and closes: the next import finds the pool clean. Volumes are out of use already.
@@ -61,7 +65,7 @@ impl Store {
 
     /// Background work ends, before the last checkpoint and before the devices do. It may have to enter the gate of
     /// checkpoints for that.
-    async fn rest(&self) {
+    pub(super) async fn rest(&self) {
         self.closing.set(true);
         while self.feeding.get()
             || self.background.get()
@@ -89,12 +93,20 @@ impl Store {
             let mut inner = self.inner();
             let inner = &mut *inner;
             inner.check_fault()?;
+            let mut larger = Vec::new();
             for (index, member) in inner.members.iter().enumerate().filter(|(_, m)| !m.absent) {
                 let rescanned = member.device.rescan();
                 let pool = inner.name.clone();
                 rescanned.map_err(|source| LvsError::Device { pool, source })?;
                 let segments = label::segments_of(member.len_blocks(), inner.space.segment_blocks());
-                inner.space.grow_member(index as u8, segments);
+                larger.push((index as u8, segments));
+            }
+            let more = |&(index, now): &(u8, u32)| {
+                u64::from(now).saturating_sub(inner.space.member(index).len() as u64)
+            };
+            inner.check_segments(larger.iter().map(more).sum())?;
+            for (index, segments) in larger {
+                inner.space.grow_member(index, segments);
             }
         }
         self.checkpoint(false).await

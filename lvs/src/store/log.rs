@@ -15,6 +15,9 @@ pub(crate) enum Flow {
     Cold = 1,
 }
 
+/// Numbers of an opening that are never reached: many more than records between two checkpoints.
+const LAST_NUMBERS: u64 = 1 << 32;
+
 /// Where the flows stood.
 pub(crate) type Marks = [Option<Stream>; 2];
 
@@ -79,6 +82,12 @@ impl Log {
     /// Every record up to here is complete.
     pub(crate) fn completed(&self) -> Seq {
         Seq(self.first.0 - 1)
+    }
+
+    /// Are so few numbers of this opening left that they may not do for another checkpoint?
+    pub(crate) fn is_used_up(&self) -> bool {
+        let used = self.last.0 & ((1 << Seq::COUNTER_BITS) - 1);
+        used >= (1 << Seq::COUNTER_BITS) - LAST_NUMBERS
     }
 
     /// The next number. [`complete`](Self::complete) has to follow.
@@ -192,6 +201,14 @@ mod tests {
         assert_eq!(log.completed(), b);
         assert!(log.complete(c));
         assert_eq!(log.completed(), c);
+    }
+
+    #[test]
+    fn the_numbers_of_an_opening_end_before_those_of_the_next_begin() {
+        assert!(!Log::new(Seq::first_of(7)).is_used_up());
+        assert!(!Log::new(Seq(Seq::first_of(8).0 - LAST_NUMBERS - 1)).is_used_up());
+        assert!(Log::new(Seq(Seq::first_of(8).0 - LAST_NUMBERS)).is_used_up());
+        assert!(Log::new(Seq(Seq::first_of(8).0 - 1)).is_used_up());
     }
 
     #[test]

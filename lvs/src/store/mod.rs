@@ -315,26 +315,29 @@ impl Inner {
             debug_assert!(shaped, "two buffers were at hand");
             self.start_write(part);
         }
-        self.hole_parts(parent, first, last);
+        self.hole_parts(parent, first, last, last.saturating_sub(first));
         self.part_finished(parent, IoStatus::SUCCESS);
     }
 
     /// Makes the blocks that lie wholly within the ranges holes; what they cover in part stays.
     fn unmap(&mut self, parent: u32, volume: &Target, ranges: &[BlockRange]) {
         let per = u64::from(BLOCK_BYTES / volume.block_bytes);
+        let whole =
+            |range: &BlockRange| (range.start.0.div_ceil(per), (range.start.0 + range.blocks.0) / per);
+        let blocks = ranges.iter().map(whole).map(|(first, last)| last.saturating_sub(first)).sum();
         self.ios[parent].outstanding = 1;
-        for range in ranges {
-            let (first, last) = (range.start.0.div_ceil(per), (range.start.0 + range.blocks.0) / per);
-            self.hole_parts(parent, first, last);
+        for (first, last) in ranges.iter().map(whole) {
+            self.hole_parts(parent, first, last, blocks);
         }
         self.part_finished(parent, IoStatus::SUCCESS);
     }
 
-    /// Makes the blocks `first..last` a hole: in parts where snapshots make a merge of all of them expensive (H18).
-    fn hole_parts(&mut self, parent: u32, mut first: u64, last: u64) {
+    /// Makes the blocks `first..last` a hole: in parts where snapshots make a merge of all of them expensive (H18). `blocks`
+    /// is how many the I/O unmaps in all: it has [`HOLE_PARTS`] parts and one for each of its ranges at most.
+    fn hole_parts(&mut self, parent: u32, mut first: u64, last: u64, blocks: u64) {
         let line = self.lines.get(self.ios[parent].line);
         let whole = line.is_none_or(|line| line.snapshots.is_empty());
-        let most = if whole { u64::MAX } else { HOLE_BLOCKS.max(last.saturating_sub(first) / HOLE_PARTS) };
+        let most = if whole { u64::MAX } else { HOLE_BLOCKS.max(blocks.div_ceil(HOLE_PARTS)) };
         while first < last {
             let count = most.min(last - first);
             let part = self.part_of(parent);
@@ -583,7 +586,7 @@ impl Inner {
         debug_assert!(reserved, "the queue is new");
         let io = self.begin(queue, Token(0), target);
         self.ios[io].outstanding = 1;
-        self.hole_parts(io, first, first + count);
+        self.hole_parts(io, first, first + count, count);
         self.part_finished(io, IoStatus::SUCCESS);
     }
 

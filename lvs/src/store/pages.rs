@@ -24,6 +24,17 @@ const PAGES_OF_RECORD: u32 = 96;
 pub(super) const SLOW_BUFFER_BYTES: u32 = 1 << 20;
 const BLOCK: usize = BLOCK_BYTES as usize;
 
+/// Most blocks of a blob, in segments of so many blocks: wherever it begins, it has no more pieces than an anchor can
+/// name. A piece is what is in one record, and there are short ones at the ends of segments.
+const fn most_blob_blocks(segment_blocks: u32) -> u64 {
+    let (whole, rest) = (segment_blocks / (1 + PAGES_OF_RECORD), segment_blocks % (1 + PAGES_OF_RECORD));
+    let pieces = whole + (rest > 1) as u32;
+    let payload = whole * PAGES_OF_RECORD + rest.saturating_sub(1);
+    // The first piece may be one block at the end of a segment.
+    let left = MAX_BLOB_EXTENTS as u32 - 1;
+    1 + (left / pieces * payload + left % pieces * PAGES_OF_RECORD) as u64
+}
+
 /// Where map pages are read: the cache, and the devices behind it.
 #[derive(Clone)]
 pub(super) struct PageReader(pub(super) Rc<Store>);
@@ -344,6 +355,17 @@ fn extend(extents: &mut Vec<BlobExtent>, pba: Pba) {
 }
 
 impl Inner {
+    /// Can the table of segments have so `many` more? Otherwise the pool would fail at its next checkpoint.
+    pub(super) fn check_segments(&self, many: u64) -> Result<(), LvsError> {
+        // With what each device takes in it, and one more device.
+        let bytes = (u64::from(self.space.total()) + many) * 16 + 16 + 4 * (self.members.len() as u64 + 1);
+        let most_bytes = most_blob_blocks(self.space.segment_blocks()) * u64::from(BLOCK_BYTES);
+        match bytes <= most_bytes {
+            true => Ok(()),
+            false => Err(LvsError::TooManySegments { pool: self.name.clone(), bytes, most_bytes }),
+        }
+    }
+
     /// How many steps a merge makes until it lets others work.
     fn steps_of_a_breath(&self) -> u32 {
         let taken = DELTA_UPDATES.saturating_sub(self.active.room().0);
@@ -486,20 +508,57 @@ impl Store {
     pub(super) async fn flush_all(&self) -> Result<(), LvsError> {
         self.inner().check_fault()?;
         let (covers, volatile): (Seq, Vec<(usize, Descriptor)>) = self.inner().begin_slow_flush();
+        let mut failed = None;
         for (member, descriptor) in &volatile {
-            let flushed = descriptor.flush().await;
+            // After a failure the others are of no use any more, but they end.
+            let flushed = if failed.is_none() { descriptor.flush().await } else { Ok(()) };
             let mut inner = self.inner();
             inner.slow_flush_ended(*member);
             if let Err(source) = flushed {
                 inner.fail_pool("a disk failed to flush its cache");
                 let disk = descriptor.device().name().to_owned();
-                return Err(LvsError::Io { op: "flush", disk, source });
+                failed = Some(LvsError::Io { op: "flush", disk, source });
             }
+        }
+        if let Some(error) = failed {
+            return Err(error);
         }
         let mut inner = self.inner();
         // Another flush may have failed meanwhile, and have taken with it what this one was to cover.
         inner.check_fault()?;
         inner.log.durable_to(covers);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// H18: a table that is refused is one that an anchor might not be able to name, wherever it begins; one that is not,
+    /// never is.
+    #[test]
+    fn h18_a_table_of_the_largest_size_has_no_more_pieces_than_an_anchor_names() {
+        for segment_blocks in [256, 1024, 2048, 8192] {
+            let most = most_blob_blocks(segment_blocks);
+            let pieces = |from: u32, blocks: u64| {
+                let (mut at, mut left, mut pieces) = (from, blocks, 0);
+                while left > 0 {
+                    if at + 2 > segment_blocks {
+                        at = 0;
+                    }
+                    let piece = left.min(PAGES_OF_RECORD.min(segment_blocks - at - 1).into());
+                    (at, left, pieces) = (at + 1 + piece as u32, left - piece, pieces + 1);
+                }
+                pieces
+            };
+            let worst = |blocks| (0..segment_blocks).map(|from| pieces(from, blocks)).max().unwrap();
+            assert_eq!(worst(most), MAX_BLOB_EXTENTS, "segments of {segment_blocks}");
+            assert!(worst(most + 1) > MAX_BLOB_EXTENTS, "segments of {segment_blocks}");
+            // What a new pool may have, and the largest delta of an import.
+            let table = if segment_blocks > 256 { (8 << 20) + 16 + 64 * 4 } else { 1024 * 16 };
+            let delta = 8 + (2 * DELTA_UPDATES + super::super::aside::ASIDE_UPDATES) * 48 + 1280 * 32;
+            assert!(table.max(delta).div_ceil(BLOCK) as u64 <= most);
+        }
     }
 }

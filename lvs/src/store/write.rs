@@ -162,6 +162,10 @@ impl Inner {
                 break;
             }
             let direct = transfer && ctx.stable && entries + ctx.sg.len() < max_sg && device.takes(&ctx.sg);
+            if transfer && !direct && entries >= max_sg {
+                // A copy is one entry, and that would be one more than the device takes.
+                break;
+            }
             let fit = match room_for(ctx, &self.active, self.records[index].room, self.reserved) {
                 Fit::Yes if self.lines.get(ctx.line).is_none() => Fit::Refuse(aio::check::REMOVED),
                 Fit::Yes if self.is_write_protected(ctx.line) => {

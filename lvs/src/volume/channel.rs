@@ -111,9 +111,10 @@ impl Drop for VolumeChannel {
     /// Whoever drops a channel may free the memory of its I/Os, so what is in flight has to end first.
     fn drop(&mut self) {
         let mut inner = self.store.inner();
-        inner.abandon(self.queue, IoStatus::ABORT_REQUESTED);
         let mut patience = DROP_PATIENCE;
         while inner.in_flight(self.queue) {
+            // Again and again: what had read its edges is in line now, perhaps for room that no task can make meanwhile.
+            inner.abandon(self.queue, IoStatus::ABORT_REQUESTED);
             inner.publish();
             patience = if inner.progress() > 0 { DROP_PATIENCE } else { patience - 1 };
             if patience == 0 {

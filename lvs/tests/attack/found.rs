@@ -14,7 +14,7 @@ use crate::harness::walk::pool_spec;
 use crate::rig::Rig;
 
 /// A new pool on disks of so many MiB.
-fn fresh(disks: &[Disk]) -> Live {
+pub(crate) fn fresh(disks: &[Disk]) -> Live {
     let rig = Rc::new(Rig::new());
     let devices = disks.iter().map(Disk::device).collect();
     let pool = rig.run(Pool::create(rig.home(), devices, pool_spec())).unwrap();

@@ -17,7 +17,7 @@ use crate::harness::walk::pool_spec;
 use crate::rig::{Rig, Rng};
 
 /// A pool with one volume of so many blocks, or of so much of its capacity in percent.
-fn pool(block_bytes: u32, mib: u64, blocks: Result<u64, u64>) -> (Disk, Live, uuid::Uuid, u64) {
+pub(crate) fn pool(block_bytes: u32, mib: u64, blocks: Result<u64, u64>) -> (Disk, Live, uuid::Uuid, u64) {
     let rig = Rc::new(Rig::new());
     let disk = Disk::new(0, Image::empty(block_bytes, mib), true, 1, None);
     let pool = rig.run(Pool::create(rig.home(), vec![disk.device()], pool_spec())).unwrap();
@@ -29,12 +29,12 @@ fn pool(block_bytes: u32, mib: u64, blocks: Result<u64, u64>) -> (Disk, Live, uu
     (disk, live, volume, blocks)
 }
 
-fn write(volume: uuid::Uuid, block: u64, count: u64) -> Op {
+pub(crate) fn write(volume: uuid::Uuid, block: u64, count: u64) -> Op {
     Op::Write { volume, first: block * 8, count: count * 8, fua: false }
 }
 
 /// The same after a crash: the rig and the new pool of the old model.
-fn again(disk: &Disk, live: Live) -> (Disk, Live) {
+pub(crate) fn again(disk: &Disk, live: Live) -> (Disk, Live) {
     live.close();
     end(&live.rig, std::slice::from_ref(disk), &live.pool);
     let disk = Disk::new(0, disk.image(), true, 2, None);

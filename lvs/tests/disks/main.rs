@@ -16,12 +16,14 @@ mod scrub;
 mod walk;
 mod wrong;
 
+use std::cell::Cell;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 
 use aio::device::{EventSink, Subscription};
-use aio::devices::sim::SimDisk;
+use aio::devices::sim::{Latency, SimConfig, SimDisk};
 use aio::{
     BlockCount, BlockDevice, Capabilities, Descriptor, DeviceError, Geometry, IoChannel, Lba, LocalBoxFuture,
 };
