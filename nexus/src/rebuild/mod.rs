@@ -1,0 +1,187 @@
+//! Copies what a child lacks from one that has it, while hosts go on.
+//!
+//! - [`Job`] (this file): one rebuild, its state and its figures. - `copy`: the copying. - [`History`]: those that ended.
+//!
+//! The child gets every new write from before the copying begins. Each segment is copied under the range lock, so that a
+//! host's write comes before it, and is copied, or after it, and reaches the child by itself.
+
+mod copy;
+mod history;
+
+pub(crate) use copy::{hold, run, segment_buf};
+pub use history::{History, RebuildRecord};
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::SystemTime;
+
+use crate::dirty::DirtyMap;
+
+/// What a rebuild is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RebuildState {
+    /// It has not begun.
+    Init,
+    /// It copies.
+    Running,
+    /// It was stopped; the child stays out of sync.
+    Stopped,
+    /// It waits to be resumed.
+    Paused,
+    /// A child failed.
+    Failed,
+    /// The child has everything.
+    Completed,
+}
+
+impl RebuildState {
+    /// Mayastor's word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Init => "init",
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+            Self::Paused => "paused",
+            Self::Failed => "failed",
+            Self::Completed => "completed",
+        }
+    }
+
+    fn is_over(self) -> bool {
+        matches!(self, Self::Stopped | Self::Failed | Self::Completed)
+    }
+}
+
+/// The figures of a rebuild.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RebuildStats {
+    /// What it is doing.
+    pub state: RebuildState,
+    /// Blocks of the nexus.
+    pub blocks_total: u64,
+    /// Blocks that were copied.
+    pub blocks_recovered: u64,
+    /// Blocks that are to be copied yet.
+    pub blocks_remaining: u64,
+    /// Percent of what was to be copied.
+    pub progress: u32,
+    /// Length of a block, in bytes.
+    pub block_size: u64,
+    /// Only what the child missed is copied.
+    pub is_partial: bool,
+    /// When it began.
+    pub start_time: SystemTime,
+}
+
+/// One rebuild. Lives on the home core.
+pub(crate) struct Job {
+    pub(crate) place: usize,
+    pub(crate) uri: String,
+    pub(crate) source_uri: RefCell<String>,
+    /// What is to be copied; what was copied is taken out.
+    pub(crate) map: Arc<DirtyMap>,
+    pub(crate) is_partial: bool,
+    /// Segments at the beginning.
+    pub(crate) segments: u64,
+    pub(crate) copied: Cell<u64>,
+    state: Cell<RebuildState>,
+    /// Nobody wants it any more.
+    abandoned: Cell<bool>,
+    /// Tasks that copy.
+    pub(crate) at_work: Cell<u32>,
+    waiting: RefCell<Vec<Waker>>,
+    pub(crate) start_time: SystemTime,
+    block_bytes: u32,
+    blocks_total: u64,
+}
+
+impl Job {
+    pub(crate) fn new(
+        place: usize,
+        uri: String,
+        map: Arc<DirtyMap>,
+        is_partial: bool,
+        block_bytes: u32,
+        blocks_total: u64,
+    ) -> Self {
+        Self {
+            place,
+            uri,
+            source_uri: RefCell::default(),
+            segments: map.marked(),
+            map,
+            is_partial,
+            copied: Cell::new(0),
+            state: Cell::new(RebuildState::Init),
+            abandoned: Cell::new(false),
+            at_work: Cell::new(0),
+            waiting: RefCell::default(),
+            start_time: SystemTime::now(),
+            block_bytes,
+            blocks_total,
+        }
+    }
+
+    pub(crate) fn state(&self) -> RebuildState {
+        self.state.get()
+    }
+
+    /// Goes on to `state`, unless it is over.
+    pub(crate) fn set_state(&self, state: RebuildState) {
+        if !self.state.get().is_over() {
+            self.state.set(state);
+        }
+        self.wake();
+    }
+
+    /// Whoever waits looks again.
+    pub(crate) fn wake(&self) {
+        self.waiting.borrow_mut().drain(..).for_each(Waker::wake);
+    }
+
+    /// Its child is no member any more, or it is to stop.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.set(true);
+        self.set_state(RebuildState::Stopped);
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.get()
+    }
+
+    /// Resolves when `done` says so; asked again whenever something changed.
+    pub(crate) async fn until(&self, done: impl Fn(&Self) -> bool) {
+        std::future::poll_fn(|cx| {
+            if done(self) {
+                return std::task::Poll::Ready(());
+            }
+            let mut waiting = self.waiting.borrow_mut();
+            if !waiting.iter().any(|w| w.will_wake(cx.waker())) {
+                waiting.push(cx.waker().clone());
+            }
+            std::task::Poll::Pending
+        })
+        .await;
+    }
+
+    /// Percent of what was to be copied.
+    pub(crate) fn progress_percent(&self) -> u32 {
+        let done = self.copied.get().min(self.segments);
+        done.saturating_mul(100).checked_div(self.segments).map_or(100, |p| p as u32)
+    }
+
+    pub(crate) fn stats(&self) -> RebuildStats {
+        let blocks = |segments: u64| (segments * self.map.segment_blocks()).min(self.blocks_total);
+        RebuildStats {
+            state: self.state(),
+            blocks_total: self.blocks_total,
+            blocks_recovered: blocks(self.copied.get()),
+            blocks_remaining: blocks(self.segments.saturating_sub(self.copied.get())),
+            progress: self.progress_percent(),
+            block_size: u64::from(self.block_bytes),
+            is_partial: self.is_partial,
+            start_time: self.start_time,
+        }
+    }
+}

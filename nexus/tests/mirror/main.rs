@@ -1,0 +1,12 @@
+//! A nexus over simulated disks, on a virtual clock: what its children hold, and what its hosts are told.
+//!
+//! - [`world`]: a nexus, its disks, its record. - `faults`: children fail. - `order`: writes that overlap.
+//! - `copies`: rebuilds and repairs. - `walk`: everything at random, beside a model.
+
+mod copies;
+mod faults;
+mod order;
+#[path = "../../../lvs/tests/rig/mod.rs"]
+mod rig;
+mod walk;
+mod world;
