@@ -40,7 +40,9 @@ pub enum NexusError {
         child: String,
     },
     /// Children have to have one block size.
-    #[error("child {child} has blocks of {block_bytes} bytes, nexus {nexus} of {expected_bytes}: use devices of one block size")]
+    #[error(
+        "child {child} has blocks of {block_bytes} bytes, nexus {nexus} of {expected_bytes}: use devices of one block size"
+    )]
     BlockSize {
         /// The nexus.
         nexus: String,
@@ -64,7 +66,9 @@ pub enum NexusError {
         needed_bytes: u64,
     },
     /// The child cannot do what hosts of the nexus were told that it can.
-    #[error("child {child} of nexus {nexus} does not support {lacks}, which its hosts rely on: use another device")]
+    #[error(
+        "child {child} of nexus {nexus} does not support {lacks}, which its hosts rely on: use another device"
+    )]
     Lacks {
         /// The nexus.
         nexus: String,
@@ -85,7 +89,9 @@ pub enum NexusError {
         source: DeviceError,
     },
     /// Without this child there would be no data.
-    #[error("child {child} is the last healthy one of nexus {nexus}: rebuild another one first, or destroy the nexus")]
+    #[error(
+        "child {child} is the last healthy one of nexus {nexus}: rebuild another one first, or destroy the nexus"
+    )]
     LastHealthy {
         /// The nexus.
         nexus: String,

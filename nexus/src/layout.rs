@@ -76,7 +76,9 @@ pub(crate) fn geometry(children: &[&dyn BlockDevice]) -> Option<Geometry> {
         all.compare_write_blocks = all.compare_write_blocks.min(g.compare_write_blocks);
     }
     // A boundary is one of the children's addresses.
-    if all.boundary_blocks > 0 && !offset_blocks(all.block_bytes).is_multiple_of(u64::from(all.boundary_blocks)) {
+    if all.boundary_blocks > 0
+        && !offset_blocks(all.block_bytes).is_multiple_of(u64::from(all.boundary_blocks))
+    {
         all.boundary_blocks = 0;
     }
     Some(all)
@@ -91,7 +93,10 @@ pub(crate) fn capabilities(children: &[&dyn BlockDevice]) -> Capabilities {
     for child in children {
         let mut has = child.capabilities();
         // Without a cache every write is on media.
-        has.set(Capabilities::FUA, has.contains(Capabilities::FUA) || !has.contains(Capabilities::VOLATILE_CACHE));
+        has.set(
+            Capabilities::FUA,
+            has.contains(Capabilities::FUA) || !has.contains(Capabilities::VOLATILE_CACHE),
+        );
         all &= has;
         unmap &= unmaps(has);
     }

@@ -71,7 +71,8 @@ impl Nexus {
         let started = core.call(move || async move {
             let here = Core::current().expect("invariant: calls run on a core");
             let children = wish.children.into_iter();
-            let children = children.map(|c| NewChild { uri: c.uri, device: c.device, uuid: c.uuid }).collect();
+            let children =
+                children.map(|c| NewChild { uri: c.uri, device: c.device, uuid: c.uuid }).collect();
             Home::start(here, shared, store, children, record, wish.size_bytes);
         });
         started.await.map_err(|_| NexusError::Gone(nexus.0.name.clone()))?;

@@ -131,7 +131,8 @@ pub(crate) async fn apply(peer: PeerId, table: Table) -> Result<(), OpenFailed> 
         let opened = device.open_channel().await;
         let channel = opened.map_err(|source| OpenFailed { place: *place, source })?;
         let offset = layout::offset_blocks(device.geometry().block_bytes);
-        let unmaps = device.capabilities().contains(aio::Capabilities::UNMAP | aio::Capabilities::UNMAP_ZEROES);
+        let unmaps =
+            device.capabilities().contains(aio::Capabilities::UNMAP | aio::Capabilities::UNMAP_ZEROES);
         let link = Link::new(channel, offset, unmaps, layout::is_local(&**device));
         inner.borrow_mut().links[*place] = Some(link);
     }

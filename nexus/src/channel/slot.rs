@@ -93,7 +93,8 @@ impl Slot {
         self.flags = io.flags.difference(IoFlags::MAY_LEND);
         // The others' addresses mean nothing, and are anything.
         let has_address = !matches!(io.opcode, Opcode::Flush | Opcode::Unmap);
-        self.at = if has_address { BlockRange { start: io.lba, blocks: io.blocks } } else { BlockRange::default() };
+        self.at =
+            if has_address { BlockRange { start: io.lba, blocks: io.blocks } } else { BlockRange::default() };
         self.sg.clear();
         self.sg.extend_from_slice(io.sg);
         self.second.clear();

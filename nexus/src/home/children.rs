@@ -336,8 +336,7 @@ impl Home {
     /// The rebuild of a child.
     pub(crate) fn job_of(&self, uri: &str) -> Result<Rc<Job>, NexusError> {
         let place = self.place_of(uri)?;
-        self.job_at(place)
-            .ok_or_else(|| NexusError::NoRebuild { nexus: self.name(), child: uri.to_owned() })
+        self.job_at(place).ok_or_else(|| NexusError::NoRebuild { nexus: self.name(), child: uri.to_owned() })
     }
 
     /// Stops a rebuild; the child stays out of sync. None is fine.
@@ -422,7 +421,8 @@ impl Home {
         if !was_lost {
             self.quiet().await;
         }
-        let jobs: Vec<_> = self.state.borrow().children.iter().flatten().filter_map(|c| c.job.clone()).collect();
+        let jobs: Vec<_> =
+            self.state.borrow().children.iter().flatten().filter_map(|c| c.job.clone()).collect();
         self.end(Life::Shutdown).await;
         for job in jobs {
             job.until(|j| j.at_work.get() == 0).await;

@@ -52,8 +52,10 @@ fn nothing_needs_nothing() {
 #[test]
 fn every_shape_is_held_whole() {
     let locks = RangeLocks::new(4096);
-    let lengths = [1, 2, 63, 64, 65, 1000, TABLE_BITS / 2 + 7, TABLE_BITS - 1, TABLE_BITS, TABLE_BITS + 1, 1 << 40];
-    let starts = [0, 1, 63, 64, TABLE_BITS - 1, TABLE_BITS - 40, 5 * TABLE_BITS - 3, 7 * TABLE_BITS, (1 << 50) + 17];
+    let lengths =
+        [1, 2, 63, 64, 65, 1000, TABLE_BITS / 2 + 7, TABLE_BITS - 1, TABLE_BITS, TABLE_BITS + 1, 1 << 40];
+    let starts =
+        [0, 1, 63, 64, TABLE_BITS - 1, TABLE_BITS - 40, 5 * TABLE_BITS - 3, 7 * TABLE_BITS, (1 << 50) + 17];
     for start in starts {
         for length in lengths {
             let mut hold = try_hold(&locks, start, length).unwrap();

@@ -70,9 +70,12 @@ fn h07_crossing_failures_leave_one_child() {
         world.disks.iter().for_each(|d| d.set_faults(faults));
         let mut told = Vec::new();
         for round in 0..4u8 {
-            let writes: Vec<_> = (0..8).map(|b| Box::pin(world.write_async(b, round * 8 + b as u8 + 1))).collect();
+            let writes: Vec<_> =
+                (0..8).map(|b| Box::pin(world.write_async(b, round * 8 + b as u8 + 1))).collect();
             let results = world.rig.run(join_all(writes));
-            told.extend(results.into_iter().enumerate().map(|(b, r)| (b as u64, round * 8 + b as u8 + 1, r.is_ok())));
+            told.extend(
+                results.into_iter().enumerate().map(|(b, r)| (b as u64, round * 8 + b as u8 + 1, r.is_ok())),
+            );
         }
         world.disks.iter().for_each(|d| d.set_faults(Faults::default()));
         let online = world.states().iter().filter(|s| **s == ChildState::Online).count();
@@ -82,7 +85,10 @@ fn h07_crossing_failures_leave_one_child() {
             let at = told.iter().rposition(|t| t.0 == block && t.2).map_or(0, |at| at + 1);
             let later: Vec<u8> = told[at..].iter().filter(|t| t.0 == block).map(|t| t.1).collect();
             let found = world.read(block).unwrap();
-            assert!(found == acknowledged || later.contains(&found), "seed {seed}, block {block}: {found}, {told:?}");
+            assert!(
+                found == acknowledged || later.contains(&found),
+                "seed {seed}, block {block}: {found}, {told:?}"
+            );
             for _ in 0..3 {
                 assert_eq!(world.read(block).unwrap(), found, "seed {seed}: children differ");
             }
@@ -101,7 +107,11 @@ async fn join_all<T>(mut futures: Vec<std::pin::Pin<Box<impl Future<Output = T>>
                 *result = Some(value);
             }
         }
-        if results.iter().all(Option::is_some) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        if results.iter().all(Option::is_some) {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
     })
     .await;
     results.into_iter().flatten().collect()

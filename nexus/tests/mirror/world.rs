@@ -98,8 +98,9 @@ impl World {
     /// A nexus of `children` disks, and as many more disks without any use.
     pub(crate) fn new(children: usize, more: usize, seed: u64) -> Self {
         let rig = Rig::new();
-        let disks: Vec<SimDisk> =
-            (0..children + more).map(|n| rig.disk(&format!("d{n}"), BLOCK as u32, 16, true, seed + n as u64)).collect();
+        let disks: Vec<SimDisk> = (0..children + more)
+            .map(|n| rig.disk(&format!("d{n}"), BLOCK as u32, 16, true, seed + n as u64))
+            .collect();
         let devices: Vec<_> = disks.iter().map(on).collect();
         let store = Arc::new(Slow::default());
         let specs = (0..children).map(|n| spec(n, &devices[n])).collect();
