@@ -1,5 +1,6 @@
 //! Every moment of a scenario as a power cut. Here moments and survivors are drawn; `cargo xtask soak` tries more of them,
-//! and `KEELSON_LVS_CUTS=all` every moment with every subset of up to ten writes that are not durable.
+//! and `KEELSON_LVS_CUTS=all` every moment with every subset of up to ten writes that are not durable, and 10,000 of those of
+//! more: that takes minutes for `cuts_in_a_brief_life`, and hours for others.
 
 use crate::harness::crash::Budget;
 use crate::harness::scenes::cut;
@@ -8,7 +9,7 @@ use crate::seeds;
 fn budget() -> Budget {
     match std::env::var("KEELSON_LVS_CUTS") {
         Ok(all) if all == "all" => {
-            Budget { all_subsets_of: 10, per_cut: 1024, moments: 0, deep: 50, nested: 2000, check: 10 }
+            Budget { all_subsets_of: 10, per_cut: 10_000, moments: 0, deep: 50, nested: 2000, check: 10 }
         }
         _ => Budget { all_subsets_of: 2, per_cut: 3, moments: 24, deep: 16, nested: 40, check: 3 },
     }
@@ -65,4 +66,25 @@ fn cuts_while_a_pool_grows() {
 #[test]
 fn cuts_while_everything_happens() {
     cuts("all");
+}
+
+/// H18: at 100 % full, with snapshots that come and go.
+#[test]
+fn h18_cuts_while_a_pool_is_full() {
+    cuts("full");
+}
+
+#[test]
+fn cuts_while_disks_join_and_leave() {
+    cuts("disks");
+}
+
+#[test]
+fn cuts_while_a_pool_is_exported_and_imported() {
+    cuts("exports");
+}
+
+#[test]
+fn cuts_in_a_brief_life() {
+    cuts("brief");
 }

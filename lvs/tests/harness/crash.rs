@@ -3,14 +3,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::disk::{Block, Disk, Image};
 use super::look::look;
 use super::model::{Model, Seen};
 use super::tape::{Event, Recording, Tape};
 use crate::rig::{Rig, Rng};
-use lvs::Pool;
+use aio::BlockDevice;
 use lvs::info::ImportPool;
+use lvs::{LvsError, Pool};
 
 /// How much is tried.
 #[derive(Clone, Copy, Debug)]
@@ -433,12 +435,43 @@ fn bounded(disks: &[Disk]) -> Result<(), String> {
     if read > most { Err(format!("the import read {read} bytes, and {most} are the most")) } else { Ok(()) }
 }
 
+/// Does the error say that one of several disks is none of the pool any more, or not yet? Its name.
+fn stranger(error: &LvsError) -> Option<&str> {
+    match error {
+        LvsError::StaleDisk { disk, .. } | LvsError::NoPool { disk } => Some(disk),
+        // Its superblocks were being written, or erased.
+        LvsError::Damaged { pool, .. } => pool.strip_prefix("on "),
+        _ => None,
+    }
+}
+
+/// Does something with these disks, or with those of them that belong to the pool: a member that is left out is missed.
+fn with_members<T>(
+    disks: &[Disk],
+    mut act: impl FnMut(Vec<Arc<dyn BlockDevice>>) -> Result<T, LvsError>,
+) -> Result<T, String> {
+    let mut given: Vec<&Disk> = disks.iter().collect();
+    let mut left_out = String::new();
+    loop {
+        let error = match act(given.iter().map(|d| d.device()).collect()) {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        match stranger(&error).and_then(|name| given.iter().position(|d| d.called() == name)) {
+            Some(at) if given.len() > 1 => drop(given.remove(at)),
+            _ => return Err(format!("{error}{left_out}")),
+        }
+        left_out += &format!("; before: {error}");
+    }
+}
+
 /// Opens the pool on these disks.
 pub(crate) fn import(rig: &Rig, disks: &[Disk]) -> Result<Pool, String> {
-    let devices = disks.iter().map(Disk::device).collect();
-    rig.run_for(20_000_000, Pool::import(rig.home(), devices, ImportPool::default()))
-        .ok_or("the import hangs")?
-        .map_err(|e| format!("no import: {e}"))
+    let imported = with_members(disks, |devices| {
+        rig.run_for(20_000_000, Pool::import(rig.home(), devices, ImportPool::default()))
+            .expect("the import hangs")
+    });
+    imported.map_err(|e| format!("no import: {e}"))
 }
 
 /// The disks are gone, and the pool with them.
@@ -449,10 +482,10 @@ pub(crate) fn end(rig: &Rig, disks: &[Disk], pool: &Pool) {
 
 /// The offline checker finds nothing, and writes nothing.
 pub(crate) fn check_image(rig: &Rig, disks: &[Disk]) -> Result<(), String> {
-    let devices = disks.iter().map(Disk::device).collect();
-    let report = rig
-        .run(lvs::check(rig.home(), devices, lvs::info::CheckWish::everything()))
-        .map_err(|e| format!("check: {e}"))?;
+    let report = with_members(disks, |devices| {
+        rig.run(lvs::check(rig.home(), devices, lvs::info::CheckWish::everything()))
+    });
+    let report = report.map_err(|e| format!("check: {e}"))?;
     if let Some(finding) = report.findings.first() {
         return Err(format!("the checker finds: {finding}"));
     }

@@ -171,6 +171,11 @@ impl Disk {
         Arc::new(self.clone())
     }
 
+    /// What errors call it.
+    pub(crate) fn called(&self) -> &str {
+        &self.0.name
+    }
+
     /// From now on everything fails, and nothing changes the disk.
     pub(crate) fn cut(&self) {
         self.state().alive = false;

@@ -14,6 +14,7 @@ use lvs::Pool;
 use lvs::info::{CreateSnapshot, CreateVolume};
 use uuid::Uuid;
 
+use super::disk::Disk;
 use super::look::look;
 use super::model::{Model, Op};
 use super::tape::{Event, Tape};
@@ -45,6 +46,8 @@ pub(crate) struct Live {
     tape: Option<Tape>,
     next: RefCell<u64>,
     open: Rc<RefCell<BTreeMap<Uuid, Descriptor>>>,
+    /// Disks that can join and leave.
+    pub(crate) disks: Rc<RefCell<Vec<Disk>>>,
 }
 
 type Running = Pin<Box<dyn Future<Output = Result<(), String>>>>;
@@ -53,7 +56,15 @@ impl Live {
     /// `next`: the number of the next operation.
     pub(crate) fn new(rig: Rc<Rig>, pool: Pool, model: Model, tape: Option<Tape>, next: u64) -> Self {
         let (model, next) = (RefCell::new(model), RefCell::new(next));
-        Self { rig, pool, model, tape, next, open: Rc::default() }
+        Self { rig, pool, model, tape, next, open: Rc::default(), disks: Rc::default() }
+    }
+
+    /// The same, with the pool as it was opened again.
+    pub(crate) fn on(&self, pool: Pool) -> Self {
+        let mut next = Self::new(self.rig.clone(), pool, Model::default(), self.tape.clone(), self.next());
+        next.model.swap(&self.model);
+        next.disks = self.disks.clone();
+        next
     }
 
     /// The number of the next operation, for the pool that comes after this.
@@ -124,7 +135,7 @@ impl Live {
         if let Some(tape) = &self.tape {
             tape.push(Event::Begin { id, op: op.clone() });
         }
-        (id, Box::pin(perform(self.pool.clone(), self.open.clone(), op, id)))
+        (id, Box::pin(perform(self.pool.clone(), self.open.clone(), self.disks.clone(), op, id)))
     }
 
     fn end(&self, id: u64, good: bool) {
@@ -212,6 +223,7 @@ fn stamped(stamp: u64, first: u64, count: u64) -> DmaBuf {
 async fn perform(
     pool: Pool,
     open: Rc<RefCell<BTreeMap<Uuid, Descriptor>>>,
+    disks: Rc<RefCell<Vec<Disk>>>,
     op: Op,
     id: u64,
 ) -> Result<(), String> {
@@ -257,6 +269,14 @@ async fn perform(
         Op::Resize { uuid, blocks } => pool.resize_volume(uuid, blocks * 4096).await.map(drop).map_err(text),
         Op::Checkpoint => pool.checkpoint().await.map_err(text),
         Op::Grow => pool.grow().await.map(drop).map_err(text),
+        Op::AddDisk { disk } => {
+            let device = disks.borrow()[disk].device();
+            pool.add_disk(device, true).await.map_err(text)
+        }
+        Op::RemoveDisk { disk } => {
+            let name = disks.borrow()[disk].called().to_owned();
+            pool.remove_disk(name).await.map_err(text)
+        }
     }
 }
 

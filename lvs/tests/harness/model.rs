@@ -34,18 +34,57 @@ pub(crate) struct Content {
 /// What is done to a pool. Ranges of volumes in units of 512 bytes.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
-    Write { volume: Uuid, first: u64, count: u64, fua: bool },
-    Zeroes { volume: Uuid, first: u64, count: u64 },
-    Unmap { volume: Uuid, first: u64, count: u64 },
-    Flush { volume: Uuid },
-    CreateVolume { uuid: Uuid, blocks: u64, thin: bool },
-    CreateSnapshot { volume: Uuid, uuid: Uuid },
-    CreateClone { snapshot: Uuid, uuid: Uuid },
-    DestroyVolume { uuid: Uuid },
-    DestroySnapshot { uuid: Uuid },
-    Resize { uuid: Uuid, blocks: u64 },
+    Write {
+        volume: Uuid,
+        first: u64,
+        count: u64,
+        fua: bool,
+    },
+    Zeroes {
+        volume: Uuid,
+        first: u64,
+        count: u64,
+    },
+    Unmap {
+        volume: Uuid,
+        first: u64,
+        count: u64,
+    },
+    Flush {
+        volume: Uuid,
+    },
+    CreateVolume {
+        uuid: Uuid,
+        blocks: u64,
+        thin: bool,
+    },
+    CreateSnapshot {
+        volume: Uuid,
+        uuid: Uuid,
+    },
+    CreateClone {
+        snapshot: Uuid,
+        uuid: Uuid,
+    },
+    DestroyVolume {
+        uuid: Uuid,
+    },
+    DestroySnapshot {
+        uuid: Uuid,
+    },
+    Resize {
+        uuid: Uuid,
+        blocks: u64,
+    },
     Checkpoint,
     Grow,
+    /// By its number on the tape.
+    AddDisk {
+        disk: usize,
+    },
+    RemoveDisk {
+        disk: usize,
+    },
 }
 
 impl Op {

@@ -14,8 +14,21 @@ use super::walk::pool_spec;
 use crate::rig::{Rig, Rng};
 
 /// What there is to cut.
-pub(crate) const SCENES: [&str; 9] =
-    ["writes", "overlaps", "snapshots", "clones", "volumes", "resizes", "cleaning", "grow", "all"];
+pub(crate) const SCENES: [&str; 13] = [
+    "writes",
+    "overlaps",
+    "snapshots",
+    "clones",
+    "volumes",
+    "resizes",
+    "cleaning",
+    "grow",
+    "all",
+    "full",
+    "disks",
+    "exports",
+    "brief",
+];
 
 /// A scene, recorded.
 struct Recorded {
@@ -42,13 +55,15 @@ fn record(name: &str, seed: u64) -> Recorded {
     let tape = Tape::default();
     let volatile = !rng.one_in(4);
     let block_bytes = if rng.one_in(2) { 512 } else { 4096 };
-    let count = 1 + usize::from(name == "all" && rng.one_in(2));
+    let count = 1 + usize::from(name == "disks" || (name == "all" && rng.one_in(2)));
     let start: Vec<Image> = (0..count).map(|_| Image::empty(block_bytes, 20)).collect();
     let disk = |(i, image): (usize, &Image)| Disk::new(i, image.clone(), volatile, seed, Some(tape.clone()));
     let disks: Vec<Disk> = start.iter().enumerate().map(disk).collect();
-    let devices = disks.iter().map(Disk::device).collect();
+    let first = if name == "disks" { &disks[..1] } else { &disks[..] };
+    let devices = first.iter().map(Disk::device).collect();
     let pool = rig.run(Pool::create(rig.home(), devices, pool_spec())).unwrap();
     let live = Live::new(rig.clone(), pool, Model::default(), Some(tape.clone()), 1);
+    live.disks.borrow_mut().clone_from(&disks);
     let mut play = Play { rng, live, unit: u64::from(block_bytes) / 512, disks, tape: tape.clone() };
     let from = play.play(name);
     let last = tape.len();
@@ -89,6 +104,10 @@ impl Play {
             }
             "cleaning" => self.cleaning(),
             "grow" => self.grow(),
+            "full" => self.full(),
+            "disks" => self.disks(),
+            "exports" => self.exports(),
+            "brief" => self.steps(12, 9, Mix { data: 12, snapshots: 3, checkpoints: 2, ..none }, 2),
             _ => self.steps(64, 80, Mix { data: 40, ..Mix::ALL }, 4),
         }
     }
@@ -159,6 +178,101 @@ impl Play {
             if round % 16 == 15 {
                 self.live.good(Op::Checkpoint);
             }
+        }
+        from
+    }
+
+    /// Fills the pool until nothing more goes in, and lives on in it.
+    fn full(&mut self) -> usize {
+        let capacity = self.live.rig.run(self.live.pool.info()).unwrap().capacity_bytes / 4096;
+        let (parts, volume) = (PARTS as u64, self.live.next_uuid());
+        self.live.good(Op::CreateVolume { uuid: volume, blocks: capacity, thin: true });
+        let write = |first: u64, count: u64| Op::Write {
+            volume,
+            first: first * parts,
+            count: count.min(capacity - first) * parts,
+            fua: false,
+        };
+        for first in (0..capacity * 6 / 10).step_by(32) {
+            self.live.good(write(first, 32));
+        }
+        let mut snapshot = Some(self.live.next_uuid());
+        self.live.good(Op::CreateSnapshot { volume, uuid: snapshot.unwrap() });
+        // What the pool has no room for fails, and only that.
+        let mut refused = 0;
+        for first in (0..capacity).step_by(16) {
+            refused += u32::from(self.live.run(write(first, 16)).is_err());
+        }
+        assert!(refused > 0, "the pool is not full");
+        let from = self.tape.len();
+        for _ in 0..70 {
+            let rng = &mut self.rng;
+            let ops = match (rng.below(12), snapshot) {
+                (0, Some(uuid)) => {
+                    snapshot = None;
+                    vec![Op::DestroySnapshot { uuid }]
+                }
+                (0 | 1, None) => {
+                    snapshot = Some(self.live.next_uuid());
+                    vec![Op::CreateSnapshot { volume, uuid: self.live.next_uuid() }]
+                }
+                (2, _) => vec![Op::Checkpoint],
+                (3, _) => vec![Op::Flush { volume }],
+                (4, _) => {
+                    let first = rng.below(capacity - 40);
+                    vec![Op::Unmap { volume, first: first * parts, count: (1 + rng.below(40)) * parts }]
+                }
+                _ => script::together(rng, volume, capacity, 5, false, true),
+            };
+            let made = matches!(ops[0], Op::CreateSnapshot { .. });
+            for done in self.live.run_all(ops) {
+                let Err(error) = done else { continue };
+                assert!(
+                    error.contains("free") || error.contains("CAPACITY") || error.contains("apacity"),
+                    "{error}"
+                );
+                snapshot = snapshot.filter(|_| !made);
+            }
+        }
+        from
+    }
+
+    /// Disks join and leave while volumes are written.
+    fn disks(&mut self) -> usize {
+        let (blocks, volume) = (400, self.live.next_uuid());
+        self.live.good(Op::CreateVolume { uuid: volume, blocks, thin: true });
+        for first in (0..blocks).step_by(8) {
+            self.live.good(Op::Write {
+                volume,
+                first: first * PARTS as u64,
+                count: 5 * PARTS as u64,
+                fua: false,
+            });
+        }
+        self.live.good(Op::Checkpoint);
+        let from = self.tape.len();
+        let uuid = self.live.next_uuid();
+        self.live.good(Op::CreateSnapshot { volume, uuid });
+        for (disk, joins) in [(1, true), (0, false), (0, true), (1, false)] {
+            let mut ops = script::together(&mut self.rng, volume, blocks, 12, false, true);
+            ops.push(if joins { Op::AddDisk { disk } } else { Op::RemoveDisk { disk } });
+            ops.push(Op::Flush { volume });
+            self.live.run_all(ops).into_iter().for_each(Result::unwrap);
+            self.group();
+        }
+        from
+    }
+
+    /// The pool is exported and imported, twice.
+    fn exports(&mut self) -> usize {
+        let mix = Mix { data: 12, snapshots: 3, checkpoints: 1, resizes: 0, clones: 0, volumes: 1 };
+        let from = self.steps(48, 12, mix, 3);
+        for _ in 0..2 {
+            self.live.close();
+            self.live.rig.run(self.live.pool.export()).unwrap();
+            let pool = super::crash::import(&self.live.rig, &self.disks).unwrap();
+            self.live = self.live.on(pool);
+            self.steps(48, 12, mix, 3);
         }
         from
     }
