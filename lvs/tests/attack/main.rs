@@ -4,7 +4,7 @@
 //! - `harness`: model, disks, crashes. - [`models`]: long walks beside the model. - [`crashes`]: every moment of a
 //!   scenario as a power cut. - [`failures`]: disks that fail otherwise. - [`found`]: what all this has found.
 //!   [`review`]: what a review had found before. - [`limits`]: tails, tables and pools that are as large or as full as they
-//!   can be.
+//!   can be. - [`hazards`]: what chance seldom meets.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -17,6 +17,7 @@ mod rig;
 mod crashes;
 mod failures;
 mod found;
+mod hazards;
 mod limits;
 mod models;
 mod review;
