@@ -383,9 +383,19 @@ impl Home {
     pub(crate) async fn resize(self: &Rc<Self>, size_bytes: u64) -> Result<(), NexusError> {
         let _pass = self.gate.enter().await;
         self.check_open("resize")?;
+        if let Some(size) = self.grown(size_bytes)? {
+            // Maps of what children miss end at the old size.
+            self.settle(Verdict::Settle).await;
+            self.shared.set_size(size);
+        }
+        Ok(())
+    }
+
+    /// Notes a new size, and gives the blocks that hosts are to see; `None` for the size that it has.
+    fn grown(&self, size_bytes: u64) -> Result<Option<BlockCount>, NexusError> {
         let mut state = self.state.borrow_mut();
         if state.requested_bytes == size_bytes {
-            return Ok(());
+            return Ok(None);
         }
         let old = self.shared.size();
         let mut size = None;
@@ -393,20 +403,16 @@ impl Home {
             let fits = layout::exported(size_bytes, &[&*child.device]).filter(|&new| new > old);
             let Some(new) = fits else {
                 let (nexus, uri) = (self.name(), child.uri.clone());
-                let block_bytes = u64::from(self.shared.geometry.block_bytes);
-                let size_bytes = child.device.size().0.saturating_mul(block_bytes);
-                let needed_bytes = layout::child_bytes(old, self.shared.geometry.block_bytes);
+                let block_bytes = self.shared.geometry.block_bytes;
+                let size_bytes = child.device.size().0.saturating_mul(u64::from(block_bytes));
+                let needed_bytes = layout::child_bytes(old, block_bytes);
                 return Err(NexusError::TooSmall { nexus, child: uri, size_bytes, needed_bytes });
             };
             size = Some(size.map_or(new, |s: BlockCount| s.min(new)));
         }
-        // Maps of what children miss end at the old size.
         state.children.iter_mut().flatten().for_each(|c| c.log = None);
         state.requested_bytes = size_bytes;
-        drop(state);
-        self.settle(Verdict::Settle).await;
-        self.shared.set_size(size.unwrap_or(old));
-        Ok(())
+        Ok(size)
     }
 
     /// The end in order: nothing on its way, everything flushed by whom it concerns, and the record says so.

@@ -277,7 +277,8 @@ impl Home {
                 table.logs.add(place, log.clone());
             }
         }
-        if table.synced.count_ones() == 1 {
+        // With another member, even one that lacks much, a failed write of this one concerns the home core.
+        if table.devices.len() == 1 {
             table.kept = table.synced;
         }
         table

@@ -1,6 +1,6 @@
 //! Copies what a child lacks from one that has it, while hosts go on.
 //!
-//! - [`Job`] (this file): one rebuild, its state and its figures. - `copy`: the copying. - [`History`]: those that ended.
+//! - `Job` (this file): one rebuild, its state and its figures. - `copy`: the copying. - [`History`]: those that ended.
 //!
 //! The child gets every new write from before the copying begins. Each segment is copied under the range lock, so that a
 //! host's write comes before it, and is copied, or after it, and reaches the child by itself.

@@ -2,6 +2,7 @@
 //!
 //! - [`world`]: a nexus, its disks, its record. - `faults`: children fail. - `order`: writes that overlap.
 //! - `copies`: rebuilds and repairs. - `walk`: everything at random, beside a model.
+#![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
 mod copies;
 mod faults;

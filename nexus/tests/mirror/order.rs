@@ -9,6 +9,8 @@ use aio::facade::IoError;
 use crate::rig::Rng;
 use crate::world::World;
 
+type Writing<'a> = Pin<Box<dyn Future<Output = Result<(), IoError>> + 'a>>;
+
 /// Many writes of few blocks at once, on disks whose latencies differ at each I/O. Without the range locks, disks differ
 /// afterwards at nearly every seed.
 #[test]
@@ -16,7 +18,7 @@ fn overlapping_writes_leave_equal_children() {
     for seed in 0..20 {
         let world = World::new(3, 0, 1000 + seed);
         let mut rng = Rng::new(seed);
-        let mut flying: Vec<Pin<Box<dyn Future<Output = Result<(), IoError>>>>> = Vec::new();
+        let mut flying: Vec<Writing<'_>> = Vec::new();
         let mut left = 300u32;
         let everything = poll_fn(|cx| {
             while flying.len() < 32 && left > 0 {
