@@ -498,6 +498,8 @@ impl Store {
         self.flush_all().await?;
         self.write_anchor(&anchor).await?;
         self.settle(&anchor).await;
+        // A merge asks for pages ahead, and somebody has to take them from the disks.
+        self.begin_to_poll();
         Ok(())
     }
 }

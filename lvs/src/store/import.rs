@@ -124,8 +124,6 @@ impl Store {
                 return Ok(());
             }
             store.begin_opening().await?;
-            // A merge asks for pages ahead, and somebody has to take them from the disks.
-            store.begin_to_poll();
             store.fit_delta().await
         };
         if let Err(error) = opened.await {

@@ -65,7 +65,7 @@ impl Store {
 
     /// Background work ends, before the last checkpoint and before the devices do. It may have to enter the gate of
     /// checkpoints for that.
-    pub(super) async fn rest(&self) {
+    pub(in crate::store) async fn rest(&self) {
         self.closing.set(true);
         while self.feeding.get()
             || self.background.get()

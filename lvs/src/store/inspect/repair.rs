@@ -49,6 +49,7 @@ impl Store {
     ) -> Result<Vec<String>, LvsError> {
         let store = Self::find(core, devices, ImportPool::default()).await?;
         let done = store.repair_found().await;
+        store.rest().await;
         store.close().await;
         done
     }
