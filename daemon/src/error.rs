@@ -215,7 +215,7 @@ pub enum PoolError {
     #[error("Nexus {0} not found")]
     NoNexus(String),
     /// The store refused.
-    #[error("cannot {} {what}: {}", op.verb(), chain(source))]
+    #[error("cannot {}{}: {}", op.verb(), once(what, &chain(source)), chain(source))]
     Store {
         /// What was attempted.
         op: PoolOp,
@@ -281,6 +281,16 @@ impl PoolOp {
     }
 }
 
+/// The name of what failed, for a sentence with this cause; nothing when the cause names it.
+fn once(what: &str, cause: &str) -> String {
+    let is_part = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || "-_".contains(c));
+    let alone = |(at, found): (usize, &str)| {
+        !is_part(cause[..at].chars().next_back()) && !is_part(cause[at + found.len()..].chars().next())
+    };
+    let named = !what.is_empty() && cause.match_indices(what).any(alone);
+    if named { String::new() } else { format!(" {what}") }
+}
+
 /// An error with everything that led to it, on one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -317,6 +327,15 @@ mod tests {
     fn layers(texts: &[&'static str]) -> Layer {
         let source = (texts.len() > 1).then(|| Box::new(layers(&texts[1..])));
         Layer { text: texts[0], source }
+    }
+
+    #[test]
+    fn names_are_told_once() {
+        assert_eq!(once("p", "pool p is damaged"), "");
+        assert_eq!(once("p", "there is no pool on /dev/sdp"), " p");
+        assert_eq!(once("sdp", "there is no pool on /dev/sdp"), "");
+        assert_eq!(once("a", "volume a-1 exists"), " a");
+        assert_eq!(once("", "x"), " ");
     }
 
     #[test]

@@ -37,6 +37,31 @@ struct Shared {
     counters: Arc<Counters>,
 }
 
+/// A pool on its way to whoever asked for it. When nobody waits any more it is closed again.
+struct Opened(Option<Pool>);
+
+impl Opened {
+    fn taken(mut self) -> Pool {
+        self.0.take().expect("invariant: it is taken once")
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        let Some(pool) = self.0.take() else { return };
+        let uuid = pool.uuid();
+        // Refused by a core that ends, which closes all it has.
+        let _ = pool.home().post(move || {
+            let core = Core::current().expect("invariant: jobs run on a core");
+            drop(core.spawn(async move {
+                if let Some(store) = open_stores::get(uuid) {
+                    let _ = store.export().await;
+                }
+            }));
+        });
+    }
+}
+
 /// Looks at a pool that is not open, without writing: labels, anchors, tables, every page of every map, the log,
 /// and, when that is asked for, every block of data. What is wrong is in the report; an error means that it could not be
 /// looked at. `devices` are all of its disks, and nobody else may use them meanwhile.
@@ -64,6 +89,7 @@ pub async fn repair(home: CoreHandle, devices: Vec<Arc<dyn BlockDevice>>) -> Res
 
 impl Pool {
     /// Writes a new pool over `devices` and opens it on core `home`. Refuses disks that hold something, unless forced.
+    /// Dropping the future closes the pool once it is open.
     pub async fn create(
         home: CoreHandle,
         devices: Vec<Arc<dyn BlockDevice>>,
@@ -74,12 +100,13 @@ impl Pool {
         let made = home.call(move || async move {
             let core = Core::current().expect("invariant: calls run on a core");
             let store = Store::create(&core, devices, spec).await?;
-            Ok(Self::opened(handle, &store))
+            Ok(Opened(Some(Self::opened(handle, &store))))
         });
-        made.await.map_err(|_| LvsError::Closed { pool })?
+        made.await.map_err(|_| LvsError::Closed { pool })?.map(Opened::taken)
     }
 
-    /// Opens the pool that is on `devices`, which are all of its disks. [`LvsError::NoPool`] when there is none.
+    /// Opens the pool that is on `devices`, which are all of its disks. [`LvsError::NoPool`] when there is none. Dropping the
+    /// future closes the pool once it is open.
     pub async fn import(
         home: CoreHandle,
         devices: Vec<Arc<dyn BlockDevice>>,
@@ -90,9 +117,9 @@ impl Pool {
         let made = home.call(move || async move {
             let core = Core::current().expect("invariant: calls run on a core");
             let store = Store::import(&core, devices, spec).await?;
-            Ok(Self::opened(handle, &store))
+            Ok(Opened(Some(Self::opened(handle, &store))))
         });
-        made.await.map_err(|_| LvsError::Closed { pool })?
+        made.await.map_err(|_| LvsError::Closed { pool })?.map(Opened::taken)
     }
 
     fn opened(home: CoreHandle, store: &Rc<Store>) -> Self {
@@ -212,13 +239,21 @@ impl Pool {
 
     /// Removes a volume from use and then for good. Its snapshots stay; a discarded snapshot goes with its last clone.
     pub async fn destroy_volume(&self, uuid: Uuid) -> Result<(), LvsError> {
-        let device = self.volume(uuid);
-        if let Some(device) = &device {
+        // A pool that takes no changes keeps its volumes in use.
+        self.call(|store| async move { store.inner().check_fault() }).await?;
+        if let Some(device) = self.volume(uuid) {
             device.remove();
         }
-        self.call(move |store| async move { store.destroy_volume(uuid).await }).await?;
-        self.volumes_lock().remove(&uuid);
-        Ok(())
+        let destroyed = self.call(move |store| async move { store.destroy_volume(uuid).await }).await;
+        match &destroyed {
+            Ok(()) => _ = self.volumes_lock().remove(&uuid),
+            Err(_) => {
+                // It can be read still: by those that open it anew.
+                let kept = self.call(move |store| async move { store.inner().volume(uuid).cloned() }).await;
+                _ = kept.map(|volume| self.add_volume(&volume));
+            }
+        }
+        destroyed
     }
 
     /// Changes a volume's size, up or down. What a smaller size cuts off is lost.

@@ -331,13 +331,16 @@ impl Engine {
             let entry = self.named_pool(&name, uuid)?;
             self.drop_contents(&entry).await?;
             if let Err(e) = entry.pool.destroy().await {
-                self.adopt_contents(&entry).await;
+                if self.is_closed(&entry).await {
+                    self.let_go(&entry).await?;
+                } else {
+                    self.adopt_contents(&entry).await;
+                }
                 return Err(PoolOp::ChangePool.failed(name)(e));
             }
-            self.pools().remove(entry.pool.uuid());
-            self.close_disks(&entry.members);
+            self.let_go(&entry).await?;
             info!(%name, "pool destroyed");
-            self.save().await
+            Ok(())
         })
         .await
     }
@@ -356,15 +359,29 @@ impl Engine {
             };
             self.drop_contents(&entry).await?;
             if let Err(e) = entry.pool.export().await {
-                self.adopt_contents(&entry).await;
-                return Err(PoolOp::ChangePool.failed(name)(e));
+                if !self.is_closed(&entry).await {
+                    self.adopt_contents(&entry).await;
+                    return Err(PoolOp::ChangePool.failed(name)(e));
+                }
+                // Of a pool that is faulted: there was nothing more that could be made durable.
+                warn!(%name, "pool exported, and not clean: {}; it is recovered when it is imported", chain(&e));
             }
-            self.pools().remove(entry.pool.uuid());
-            self.close_disks(&entry.members);
+            self.let_go(&entry).await?;
             info!(%name, "pool exported");
-            self.save().await
+            Ok(())
         })
         .await
+    }
+
+    async fn is_closed(&self, entry: &PoolEntry) -> bool {
+        matches!(entry.pool.info().await, Err(LvsError::Closed { .. }))
+    }
+
+    /// A pool was closed.
+    async fn let_go(&self, entry: &PoolEntry) -> Result<(), EngineError> {
+        self.pools().remove(entry.pool.uuid());
+        self.close_disks(&entry.members);
+        self.save().await
     }
 
     /// Looks at the disks again and uses what they have become larger by. The pool before and after.

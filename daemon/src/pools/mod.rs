@@ -15,7 +15,7 @@ pub mod replicas;
 pub mod scrub;
 pub mod snapshots;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lvs::info::{SnapshotInfo, VolumeInfo};
@@ -180,6 +180,31 @@ impl Engine {
             }
         }
         Ok(None)
+    }
+
+    /// What a replica reads from: the snapshot that it was cloned from, that snapshot's source, and so on, with the replica.
+    pub(crate) async fn ancestors(
+        &self,
+        of: &FoundReplica,
+    ) -> Result<(Vec<FoundReplica>, Vec<FoundSnapshot>), EngineError> {
+        let (mut replicas, mut snapshots) = (vec![of.clone()], Vec::new());
+        let mut seen = BTreeSet::new();
+        let mut next = of.info.clone_of;
+        // Each once: what a pool says must not make this endless.
+        while let Some(origin) = next
+            && seen.insert(origin)
+            && let Some(snapshot) = self.find_snapshot(origin).await?
+        {
+            next = None;
+            if let Some(source) = snapshot.info.source
+                && let Ok(source) = self.replica(&source.to_string()).await
+            {
+                next = source.info.clone_of;
+                replicas.push(source);
+            }
+            snapshots.push(snapshot);
+        }
+        Ok((replicas, snapshots))
     }
 
     /// The replicas of all pools.

@@ -15,6 +15,9 @@ use crate::error::{EngineError, PoolError, PoolOp};
 use crate::exports;
 use crate::registry::Origin;
 
+/// The longest name of a host (NVMe Base 2.0, section 4.5).
+const MAX_HOST_BYTES: usize = 223;
+
 /// What a request says of a new replica.
 #[derive(Clone, Debug)]
 pub struct ReplicaWish {
@@ -162,6 +165,7 @@ impl Engine {
         hosts: Vec<String>,
     ) -> Result<(), EngineError> {
         let name = &found.info.name;
+        hosts.iter().try_for_each(|host| check_host(host))?;
         if !self.is_device(name, found.info.uuid) {
             return Err(EngineError::DeviceExists(name.clone()));
         }
@@ -297,6 +301,16 @@ impl Engine {
         let entry = self.registry().find(name).filter(|e| e.origin == Origin::Pool)?;
         self.replica(&entry.device.uuid().to_string()).await.ok()
     }
+}
+
+/// Refuses what no host can be called; the form of an NQN is not asked for, because hosts exist that do not keep it.
+fn check_host(host: &str) -> Result<(), EngineError> {
+    if !host.is_empty() && host.len() <= MAX_HOST_BYTES && !host.chars().any(char::is_control) {
+        return Ok(());
+    }
+    let value = host.chars().take(80).collect();
+    let expected = "a host's NQN has 1 to 223 bytes and no control characters";
+    Err(EngineError::BadValue { what: "allowed host", value, expected })
 }
 
 /// An object has to be in the pool that the request names.

@@ -27,11 +27,8 @@ pub struct ReplicaService(pub Arc<Engine>);
 
 /// A replica with what it reads from.
 pub(super) async fn shown(engine: &Engine, found: &FoundReplica) -> Result<Replica, EngineError> {
-    let ancestry = match found.info.clone_of {
-        Some(_) => Ancestry::new(&engine.replicas().await?, &engine.snapshots().await?),
-        None => Ancestry::new(&[], &[]),
-    };
-    Ok(describe::replica(engine, found, &ancestry))
+    let (replicas, snapshots) = engine.ancestors(found).await?;
+    Ok(describe::replica(engine, found, &Ancestry::new(&replicas, &snapshots)))
 }
 
 /// True = NVMe-oF, false = none.

@@ -12,8 +12,24 @@ use crate::error::{EngineError, PoolError, PoolOp};
 
 impl From<EngineError> for Status {
     fn from(error: EngineError) -> Self {
-        Self::new(code(&error), error.to_string())
+        Self::new(code(&error), sendable(error.to_string()))
     }
+}
+
+/// Characters of a message that are sent, at its beginning and at its end. It travels in a header, of which clients take 8 KiB
+/// or more, and a character may take twelve bytes there; longer ones repeat what was given.
+const MESSAGE_CHARS: (usize, usize) = (400, 200);
+
+/// A message without its middle, if that makes it too long to arrive.
+fn sendable(message: String) -> String {
+    let (front, back) = MESSAGE_CHARS;
+    let count = message.chars().count();
+    if count <= front + back {
+        return message;
+    }
+    let front: String = message.chars().take(front).collect();
+    let back: String = message.chars().skip(count - back).collect();
+    format!("{front} [...] {back}")
 }
 
 fn code(error: &EngineError) -> Code {
@@ -227,6 +243,10 @@ mod tests {
             pool: pool(),
             source: DeviceError::Unsupported { op: "x", device: "d".into() },
         };
+        let too_many =
+            || LvsError::CatalogueFull { pool: pool(), needed_bytes: 2, taken_bytes: 1, most_bytes: 2 };
+        let source = lvs::format::FormatError::Magic(lvs::format::What::Catalogue);
+        let too_long = || LvsError::Encode { source };
         let occupied = || LvsError::DiskOccupied { disk: "d".into(), found: "an ext4 file system" };
         let other = || LvsError::OtherPool {
             disk: "d".into(),
@@ -260,6 +280,8 @@ mod tests {
             (store(PoolOp::CreateReplica, full()), Code::ResourceExhausted),
             (store(PoolOp::CreateReplica, LvsError::BadSize { size_bytes: 0 }), Code::InvalidArgument),
             (store(PoolOp::CreateReplica, faulted()), Code::FailedPrecondition),
+            (store(PoolOp::CreateReplica, too_long()), Code::InvalidArgument),
+            (store(PoolOp::CreateSnapshot, too_many()), Code::ResourceExhausted),
             (store(PoolOp::ResizeReplica, full()), Code::ResourceExhausted),
             (store(PoolOp::ResizeReplica, large()), Code::ResourceExhausted),
             (store(PoolOp::DestroyReplica, missing()), Code::NotFound),
@@ -276,6 +298,15 @@ mod tests {
             assert_eq!(Status::from(error).code(), want, "{text}");
             assert!(!text.contains("Error {") && !text.contains("Some("), "debug form: {text}");
         }
+    }
+
+    /// A bug: a request with a long text in it was answered with an error of the protocol.
+    #[test]
+    fn long_messages_lose_their_middle() {
+        let text = format!("{}because", "ä".repeat(300_000));
+        let cut = sendable(text);
+        assert!(cut.starts_with('ä') && cut.ends_with("because") && cut.chars().count() < 700, "{cut}");
+        assert_eq!(sendable("short".into()), "short");
     }
 
     #[test]

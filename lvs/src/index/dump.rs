@@ -164,14 +164,16 @@ impl PointBytes {
             _ => return None,
         };
         let (line, block) = (LineId(self.line.get()), BlockNo(self.block.get()));
-        Some(Update { line, block, birth: Seq(self.birth.get()), change })
+        let update = Update { line, block, birth: Seq(self.birth.get()), change };
+        // What a kind does not use is zero: an entry has one form only.
+        (Self::from(update).as_bytes() == self.as_bytes()).then_some(update)
     }
 }
 
 impl RangeBytes {
     fn parse(&self) -> Option<HoleRange> {
         let (first, count) = (self.first.get(), self.count.get());
-        first.checked_add(count).filter(|_| count > 0)?;
+        first.checked_add(count).filter(|_| count > 0 && self.zero.get() == 0)?;
         Some(HoleRange {
             line: LineId(self.line.get()),
             first: BlockNo(first),

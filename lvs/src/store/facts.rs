@@ -26,7 +26,7 @@ const _: () = assert!(MAX_VOLUME_BYTES / 4096 < 1 << 40);
 
 impl Inner {
     /// An error once the pool takes no writes any more.
-    pub(super) fn check_fault(&self) -> Result<(), LvsError> {
+    pub(crate) fn check_fault(&self) -> Result<(), LvsError> {
         self.check_writable()?;
         match &self.fault {
             Some(fault) => Err(LvsError::Faulted { pool: self.name.clone(), fault: fault.clone() }),

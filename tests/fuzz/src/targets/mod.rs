@@ -6,8 +6,9 @@
 //! - `target`: a whole target under several peers. - `initiator`: the whole initiator under a lying target.
 //! - `stream`: streams of PDUs, for all of these.
 //! - `text`: what people and programs write: URIs, settings, the configuration, the state file, the kernel's tables.
-//! - `lvs`: what stands on a pool's disks.
+//! - `lvs`: what stands on a pool's disks. - `delta`: the updates that an import writes down.
 
+mod delta;
 mod engine;
 mod initiator;
 mod lvs;
@@ -39,6 +40,7 @@ pub const ALL: &[Target] = &[
     lvs::ANCHOR,
     lvs::TABLES,
     lvs::CATALOG,
+    delta::DELTA,
 ];
 
 /// The targets, one a line, below a heading.

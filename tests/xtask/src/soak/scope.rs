@@ -40,6 +40,17 @@ const SCOPES: &[(&str, &[&str])] = &[
     ("fuzz lvs_anchor", &["lvs/src/format", LVS_TYPES, LVS]),
     ("fuzz lvs_tables", &["lvs/src/format", LVS_TYPES, LVS]),
     ("fuzz lvs_catalog", &["lvs/src/format", LVS_TYPES, LVS]),
+    (
+        "fuzz lvs_delta",
+        &[
+            "lvs/src/index/delta.rs",
+            "lvs/src/index/dump.rs",
+            "lvs/src/index/holes.rs",
+            "lvs/src/index/ordered.rs",
+            LVS_TYPES,
+            "tests/fuzz/src/targets/delta.rs",
+        ],
+    ),
     ("fuzz tables", &["daemon/src/host", "daemon/src/serve/iface.rs", TEXT]),
 ];
 
