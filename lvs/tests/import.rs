@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-#[allow(dead_code, reason = "another test's, too")]
 #[path = "harness/mod.rs"]
 mod harness;
 #[allow(dead_code, reason = "another test's, too")]
