@@ -564,3 +564,41 @@ fn idle_channels_let_both_cores_sleep() {
     away.stop();
     away.join();
 }
+
+/// Facets are asked on any core, and on none.
+#[test]
+fn facets_of_a_volume_are_asked_from_other_cores() {
+    let home = spawn_thread(config(7)).unwrap();
+    let mut here = Here::new(8);
+    let pool = pool(&mut here, &home, "facets");
+    let volume = volume(&mut here, &pool, 64);
+    let at = here.run(volume.marks().unwrap().position()).unwrap();
+    let device: Arc<dyn BlockDevice> = volume.clone();
+    let d = here.run(aio::Descriptor::open(device)).unwrap();
+    let buf = here.0.core().pools().unwrap().alloc(BLOCK as u32).unwrap();
+    here.run(d.write_at(5 * BLOCK as u64, BLOCK as u32, buf)).0.unwrap();
+    let range = aio::BlockRange { start: Lba(0), blocks: BlockCount(64) };
+    let piece = lvs::facets::Piece { range, most: 10 };
+    let since = lvs::facets::Since::Position(at);
+    let found = here.run(volume.ranges().changed(since, piece)).unwrap();
+    let one = aio::BlockRange { start: Lba(5), blocks: BlockCount(1) };
+    assert_eq!(found.extents, [lvs::facets::Extent { range: one, data: true }]);
+    // From a thread without a core.
+    let asked = volume.clone();
+    let elsewhere = thread::spawn(move || {
+        let mut question = asked.ranges().allocated(piece);
+        let started = Instant::now();
+        loop {
+            if let Poll::Ready(page) = question.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                return page.unwrap();
+            }
+            assert!(started.elapsed() < PATIENCE, "a hang");
+            thread::yield_now();
+        }
+    });
+    assert_eq!(elsewhere.join().unwrap(), found);
+    here.run(d.close());
+    here.run(pool.export()).unwrap();
+    home.stop();
+    home.join();
+}

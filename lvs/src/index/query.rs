@@ -23,17 +23,19 @@ pub struct Query {
     pub since: Seq,
     /// Most spans in the answer; at least one.
     pub most_spans: usize,
+    /// Leaves after which the answer ends, at least two: what one answer costs is bounded, whatever it finds.
+    pub most_leaves: usize,
 }
 
 impl Query {
     /// All that has an entry, as seen at `before`.
     pub const fn allocated(before: Seq, from: BlockNo, end: BlockNo, most_spans: usize) -> Self {
-        Self { from, end, before, since: Seq::ZERO, most_spans }
+        Self { from, end, before, since: Seq::ZERO, most_spans, most_leaves: usize::MAX }
     }
 
     /// What a head wrote or unmapped since `epoch`.
     pub const fn changed_since(epoch: Seq, from: BlockNo, end: BlockNo, most_spans: usize) -> Self {
-        Self { from, end, before: Seq::MAX, since: epoch, most_spans }
+        Self { from, end, before: Seq::MAX, since: epoch, most_spans, most_leaves: usize::MAX }
     }
 }
 
@@ -81,7 +83,13 @@ pub async fn query<S: PageSource, L: Layers + ?Sized>(
     let mut answer = Answer { spans: Vec::new(), most: query.most_spans.max(1) };
     let mut walk = Regions::new(source, tree, query).await?;
     let mut at = query.from.0;
+    let mut leaves = 0;
     while at < end {
+        // The first one may end where the question begins.
+        if leaves >= query.most_leaves.max(2) {
+            return Ok(Spans { spans: answer.spans, next: Some(BlockNo(at)) });
+        }
+        leaves += 1;
         let mut region = walk.next(at).await?;
         region.end = region.end.min(end);
         while at < region.end {

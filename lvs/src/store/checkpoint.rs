@@ -192,6 +192,7 @@ impl Store {
             inner.space.drop_live(pba);
         }
         inner.lines.remove(id);
+        inner.merges += 1;
         inner.count_used();
         inner.unpark();
         Ok(())
@@ -202,6 +203,7 @@ impl Store {
         writer.count_pages();
         let mut inner = self.inner();
         let inner = &mut *inner;
+        inner.merges += 1;
         for tree in trees {
             if let Some(line) = inner.lines.get_mut(tree.line) {
                 line.root = tree.root;

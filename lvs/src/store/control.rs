@@ -234,7 +234,7 @@ impl Store {
     }
 
     /// Makes a change durable, and then real.
-    async fn change(self: &Rc<Self>, change: Change) -> Result<(), LvsError> {
+    pub(super) async fn change(self: &Rc<Self>, change: Change) -> Result<(), LvsError> {
         self.change_all(vec![change]).await
     }
 

@@ -142,6 +142,7 @@ pub(super) fn assemble(core: &Core, parts: Parts) -> Result<Rc<Store>, LvsError>
         read_only: None,
         want_checkpoint: false,
         cleaning: Vec::new(),
+        merges: 0,
         touched: Vec::new(),
         partial_writes: 0,
         reserved: (0, 0),

@@ -13,7 +13,7 @@
 //! Slow work, `async` on the home core:
 //! - `checkpoint`: freeze, merge, anchor, free. - `clean`: moves live blocks out of half-empty segments.
 //! - `join`, `evacuate`: disks come and go.
-//! - `catalogue`, `control`: volumes and snapshots. - `create`, `import`: how a store comes to be; `lifecycle`: its end.
+//! - `ranges`, `marks`: what is allocated or changed. - `catalogue`, `control`: volumes and snapshots. - `create`, `import`: how a store comes to be; `lifecycle`: its end.
 //! - `aside`: what a damaged map page keeps out of its tree. - `inspect`: the offline checker. - `scrub`: the online one;
 //!   `verify`: what they share.
 //!
@@ -40,10 +40,12 @@ mod join;
 mod lifecycle;
 mod lines;
 mod log;
+mod marks;
 mod member;
 mod note;
 mod occupied;
 mod pages;
+mod ranges;
 mod read;
 mod readonly;
 mod scrub;
@@ -78,7 +80,9 @@ use self::gate::Gate;
 use self::io::{IoCtx, Queue, Stage};
 use self::lines::Lines;
 use self::log::{Log, Stream};
+pub(crate) use self::marks::Past;
 use self::member::{DevOp, Member, Owner};
+pub(crate) use self::ranges::Asked;
 use self::slab::Slab;
 use self::space::Space;
 use self::write::RecordCtx;
@@ -186,6 +190,8 @@ pub(crate) struct Inner {
     want_checkpoint: bool,
     /// Segments that the cleaner took and that are not free yet; empty when everything up to a record is counted.
     cleaning: Vec<(SegmentId, Seq)>,
+    /// How often trees were replaced, together with what lies over them.
+    merges: u64,
     /// Map pages that have to leave their segments: the next merge writes them anew.
     touched: Vec<PageTag>,
     /// Partial writes at work.

@@ -1,10 +1,11 @@
 //! A volume or snapshot as a block device.
 //!
 //! - [`Volume`]: the control side, shared by all cores. - `channel`: the data side on the pool's home core.
-//! - `proxy`: the data side on any other core. - `counters`: what it was asked to do.
+//! - `proxy`: the data side on any other core. - `counters`: what it was asked to do. - `facets`: what it tells beyond I/O.
 
 mod channel;
 mod counters;
+mod facets;
 mod proxy;
 
 pub(crate) use channel::CHANNEL_DEPTH;
