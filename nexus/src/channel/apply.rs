@@ -91,7 +91,7 @@ pub(crate) fn freeze(peer: PeerId) -> Vec<(usize, IoStatus)> {
     for &index in &inner.parked {
         let slot = &inner.slots[index as usize];
         for place in places(slot.failed) {
-            failed[place].get_or_insert(slot.status);
+            failed[place].get_or_insert(slot.answers[place]);
         }
     }
     failed.iter().enumerate().filter_map(|(place, f)| f.map(|f| (place, f))).collect()
@@ -171,10 +171,7 @@ impl Inner {
             }
             // Whatever is on its way may not have reached it.
             table.logs.mark(slot.at);
-            if slot.pending & bit != 0 {
-                slot.pending &= !bit;
-                slot.failed |= bit;
-            }
+            slot.pending &= !bit;
         }
     }
 
@@ -198,14 +195,7 @@ impl Inner {
             match verdict {
                 Verdict::Fail(status) => self.complete(index, status, 0),
                 Verdict::Repeat => self.launch(index),
-                Verdict::Settle | Verdict::Wait if slot.step == Step::Change => {
-                    let (failed, status) = (slot.failed & self.members, slot.status);
-                    if failed != 0 && failed & !self.kept == 0 {
-                        self.complete(index, status, 0);
-                    } else {
-                        self.settle(index);
-                    }
-                }
+                Verdict::Settle | Verdict::Wait if slot.step == Step::Change => self.settle(index),
                 Verdict::Settle | Verdict::Wait => self.launch(index),
             }
         }

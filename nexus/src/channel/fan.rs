@@ -124,6 +124,7 @@ impl Inner {
         let slot = &mut self.slots[index as usize];
         let bit = 1 << place;
         slot.failed |= bit;
+        slot.answers[place] = status;
         if slot.status.is_success() {
             slot.status = status;
         }
@@ -188,20 +189,22 @@ impl Inner {
     }
 
     /// A change has failed somewhere. It is over once every child that failed is no member any more, and well when a child
-    /// in sync has made it (hazard H7). The answer of a child that is kept for want of another one is the answer.
+    /// in sync has made it (hazard H7).
     pub(super) fn settle(&mut self, index: u32) {
-        let slot = &mut self.slots[index as usize];
+        let slot = &self.slots[index as usize];
         let failed = slot.failed & self.members;
-        if failed & !self.kept != 0 || (failed != 0 && is_gone(slot.status)) {
-            self.park(index);
-        } else if failed == 0 && slot.done & self.synced != 0 {
-            self.changed(index, 0);
-        } else if slot.failed == 0 {
+        let kept = places(failed & self.kept).next().map(|place| slot.answers[place]);
+        match kept {
+            // The last one's answer is the answer, unless it could not be reached.
+            Some(status) if failed & !self.kept == 0 && !is_gone(status) => self.complete(index, status, 0),
+            _ if failed != 0 => self.park(index),
+            _ if slot.done & self.synced != 0 => self.changed(index, 0),
             // Whoever has it is no member any more: those who are do it.
-            self.launch(index);
-        } else {
-            let status = slot.status;
-            self.complete(index, status, 0);
+            _ if slot.failed == 0 => self.launch(index),
+            _ => {
+                let status = slot.status;
+                self.complete(index, status, 0);
+            }
         }
     }
 
@@ -216,9 +219,9 @@ impl Inner {
             slot.parked = true;
             self.parked.push(index);
         }
-        let (failed, status) = (slot.failed & self.members, slot.status);
+        let (failed, answers) = (slot.failed & self.members, slot.answers);
         for place in places(failed) {
-            self.note_failure(place, status);
+            self.note_failure(place, answers[place]);
         }
     }
 }

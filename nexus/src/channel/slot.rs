@@ -2,7 +2,7 @@
 
 use aio::{BlockRange, DmaBuf, Io, IoFlags, IoStatus, Opcode, SgEntry, Token, time::Instant};
 
-use crate::child::Mask;
+use crate::child::{MAX_CHILDREN, Mask};
 use crate::locks::Hold;
 
 /// Entries of a list for which a slot keeps room from the beginning.
@@ -49,6 +49,8 @@ pub(super) struct Slot {
     pub(super) bad_media: Mask,
     /// What the first failure said.
     pub(super) status: IoStatus,
+    /// What each child that failed said.
+    pub(super) answers: [IoStatus; MAX_CHILDREN],
     /// When its read was submitted.
     pub(super) started: Instant,
     /// It waits for its blocks.
@@ -78,6 +80,7 @@ impl Slot {
             failed: 0,
             bad_media: 0,
             status: IoStatus::SUCCESS,
+            answers: [IoStatus::SUCCESS; MAX_CHILDREN],
             started: Instant::from_ns(0),
             waits: false,
             parked: false,

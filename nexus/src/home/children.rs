@@ -44,8 +44,10 @@ impl Home {
                 log: None,
                 job: None,
                 leaving: std::cell::Cell::new(0),
+                events: None,
             });
         }
+        self.watch(place);
         self.join(place).await
     }
 
@@ -221,6 +223,7 @@ impl Home {
                 home.life = Life::Open;
             }
         }
+        self.watch(place);
         if !returns {
             self.join(place).await?;
             return Ok(true);

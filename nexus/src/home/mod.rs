@@ -20,7 +20,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use aio::{BlockDevice, BlockRange, Core, CoreHandle, DeviceError, IoStatus};
+use aio::device::Subscription;
+use aio::{BlockDevice, BlockRange, Core, CoreHandle, DeviceError, DeviceEvent, IoStatus, check};
 use uuid::Uuid;
 
 use self::gate::Gate as OneAtATime;
@@ -56,6 +57,8 @@ pub(crate) struct Child {
     pub(crate) job: Option<Rc<Job>>,
     /// A channel still waits for its answers: its place is not free.
     leaving: Cell<u32>,
+    /// Tells of its device's end.
+    events: Option<Subscription>,
 }
 
 impl Child {
@@ -172,6 +175,7 @@ impl Home {
                 log: None,
                 job: None,
                 leaving: Cell::new(0),
+                events: None,
             });
         }
         let state = State {
@@ -194,7 +198,33 @@ impl Home {
             looking: Cell::new(false),
         });
         HOMES.with_borrow_mut(|h| h.insert(home.shared.uuid, home.clone()));
+        (0..MAX_CHILDREN).for_each(|place| home.watch(place));
         home
+    }
+
+    /// Asks to be told when the device of the child at `place` goes.
+    fn watch(&self, place: usize) {
+        let mut state = self.state.borrow_mut();
+        let Some(child) = &mut state.children[place] else { return };
+        let (nexus, device) = (self.shared.uuid, child.device.uuid());
+        let core = self.shared.home.clone();
+        let sink = move |event| {
+            if matches!(event, DeviceEvent::Resized(_)) {
+                return;
+            }
+            // A full mailbox: the next I/O finds out.
+            let _ = core.post(move || {
+                if let Some(home) = find(nexus).filter(|h| h.is_device_at(place, device)) {
+                    home.failures.borrow_mut().entry(place).or_insert(check::REMOVED);
+                    home.look();
+                }
+            });
+        };
+        child.events = Some(child.device.subscribe(Arc::new(sink)));
+    }
+
+    fn is_device_at(&self, place: usize, device: Uuid) -> bool {
+        self.state.borrow().children[place].as_ref().is_some_and(|c| c.device.uuid() == device)
     }
 
     /// The nexus is no more.

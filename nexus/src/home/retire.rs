@@ -36,6 +36,10 @@ impl Home {
             failures.entry(place).or_insert(status);
         }
         failures.retain(|&place, _| self.is_member(place));
+        if self.state.borrow().life == Life::Lost {
+            // The news of children that are out already.
+            return self.settle(Verdict::Wait).await;
+        }
         if failures.values().any(|s| s.is(IoStatus::RESERVATION_CONFLICT)) {
             // Somebody else owns the volume now: its children are his, and healthy.
             return self.end(Life::Shutdown).await;

@@ -130,6 +130,17 @@ fn the_last_child_answers_for_itself() {
     assert_eq!(world.store.healthy(), [true]);
 }
 
+/// Nobody has to write to find out that a device was pulled.
+#[test]
+fn a_device_that_goes_is_noticed_without_io() {
+    let world = World::new(3, 0, 8);
+    world.devices[2].remove();
+    (0..200).for_each(|_| world.rig.turn());
+    assert_eq!(world.info().0, NexusState::Degraded);
+    assert_eq!(world.store.healthy(), [true, true, false]);
+    world.write(1, 1).unwrap();
+}
+
 /// When no child can be reached, I/O waits: hosts see a path that hangs, not errors.
 #[test]
 fn all_children_gone_freezes() {
@@ -137,7 +148,8 @@ fn all_children_gone_freezes() {
     world.write(3, 1).unwrap();
     world.devices.iter().for_each(|d| d.remove());
     let mut write = Box::pin(world.write_async(3, 2));
-    assert!(world.rig.run_for(50_000, &mut write).is_none(), "an answer, with nobody to give it");
+    let answer = world.rig.run_for(50_000, &mut write);
+    assert!(answer.is_none(), "{answer:?}, with nobody to give it");
     assert_eq!(world.info().0, NexusState::Faulted);
     assert_eq!(world.store.healthy().iter().filter(|h| **h).count(), 1, "one has the data");
     world.rig.run(world.nexus.shutdown()).unwrap();
