@@ -5,11 +5,11 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
+use super::counts::Counts;
 use super::lines::Line;
 use super::log::{Marks, Stream};
 use super::member::Member;
 use super::pages::{PageReader, PageWriter};
-use super::space::Space;
 use super::superblock::anchor_members;
 use super::{DELTA_RANGES, DELTA_UPDATES, Inner, LOOK_AGAIN, Store};
 use crate::LvsError;
@@ -17,7 +17,7 @@ use crate::format::anchor::{Anchor, MemberState, OpenSegment};
 use crate::format::blob::BlobPtr;
 use crate::format::record::BlobKind;
 use crate::format::{catalog, label, segtable};
-use crate::index::{Delta, Event, LineView, PurgeCursor, Seen, Tree, TreeError, check, merge, purge};
+use crate::index::{Delta, LineView, PurgeCursor, Seen, Tree, TreeError, check, merge, purge};
 use crate::types::{BLOCK_BYTES, LineId, Pba, SegmentId, Seq};
 
 /// Segments that the next anchor names, in bytes: what an import has to read at most.
@@ -84,21 +84,25 @@ impl Store {
         let frozen = self.inner().frozen.clone();
         let Some(frozen) = frozen else { return Ok(()) };
         let mut trees = Vec::new();
-        let mut counts = Counts::default();
+        let mut counts = Counts::new(self);
         // What is touched from now on is for the next merge.
         let touched = self.inner().touched.clone();
         let lines: BTreeSet<LineId> = frozen.lines().chain(touched.iter().map(|tag| tag.line)).collect();
         for id in lines {
             let Some(line) = self.inner().lines.get(id).cloned() else { continue };
             let tree = Tree { line: id, root: line.root };
-            counts.begin(&line);
-            let count = |event| counts.add(&self.inner().space, event);
-            let merged = merge(writer, &tree, &frozen, view_of(&line), &touched, count).await;
+            let merged = merge(writer, &tree, &frozen, view_of(&line), &touched, |e| {
+                counts.add(id, &line.snapshots, e);
+            })
+            .await;
             trees.push(merged.map_err(|e| self.tree_error(e))?);
         }
         writer.finish().await?;
         self.inner().set_aside(&frozen, &writer.take_unreadable())?;
-        self.adopt(writer, trees, counts);
+        writer.count_new_pages().await;
+        counts.count_segments().await;
+        // From here on without a break: look-ups ask either the delta and the old trees, or the new ones.
+        self.adopt(trees, counts);
         {
             let mut inner = self.inner();
             inner.touched.drain(..touched.len());
@@ -108,6 +112,7 @@ impl Store {
             (inner.budget.unmapped.1, inner.budget.pierced.1) = (0, 0);
             inner.unpark();
         }
+        writer.count_old_pages().await;
         if let Ok(mut spare) = Rc::try_unwrap(frozen) {
             spare.clear();
             // That of an import is larger.
@@ -143,16 +148,21 @@ impl Store {
             }
             let most = left;
             left = 0;
-            let (tree, mut counts) = (Tree { line: line.id, root: line.root }, Counts::default());
-            counts.begin(&line);
+            let mut counts = Counts::new(self);
+            let tree = Tree { line: line.id, root: line.root };
             let cursor = PurgeCursor::at(from);
-            let count = |event| counts.add(&self.inner().space, event);
-            let purged = purge(writer, &tree, cursor, view_of(&line), Seq::ZERO, most, count).await;
+            let purged = purge(writer, &tree, cursor, view_of(&line), Seq::ZERO, most, |e| {
+                counts.add(line.id, &line.snapshots, e);
+            })
+            .await;
             let (tree, next) = purged.map_err(|e| self.tree_error(e))?;
             writer.finish().await?;
             // What is below a damaged page stays in use.
             let whole = writer.take_unreadable().is_empty();
-            self.adopt(writer, vec![tree], counts);
+            writer.count_new_pages().await;
+            counts.count_segments().await;
+            self.adopt(vec![tree], counts);
+            writer.count_old_pages().await;
             let dead = {
                 let mut inner = self.inner();
                 let Some(now) = inner.lines.get_mut(line.id) else { continue };
@@ -198,108 +208,25 @@ impl Store {
         Ok(())
     }
 
-    /// New trees count from now on.
-    fn adopt(&self, writer: &PageWriter, trees: Vec<Tree>, counts: Counts) {
-        writer.count_pages();
+    /// New trees count from now on. Segments have counted what is in them by then, and let go of old pages later: neither is
+    /// short (H15).
+    fn adopt(&self, trees: Vec<Tree>, counts: Counts<'_>) {
         let mut inner = self.inner();
-        let inner = &mut *inner;
         inner.merges += 1;
         for tree in trees {
             if let Some(line) = inner.lines.get_mut(tree.line) {
                 line.root = tree.root;
             }
         }
-        counts.settle(inner);
-        inner.count_used();
+        drop(inner);
+        counts.count_lines();
+        self.inner().count_used();
     }
 
     fn tree_error(&self, error: TreeError<LvsError>) -> LvsError {
         match error {
             TreeError::Page(error) => error,
             other => self.inner().damaged(&other.to_string()),
-        }
-    }
-}
-
-/// What walks over trees told of blocks, summed up until these count: what is left to do then does not grow with the number
-/// of blocks.
-#[derive(Default)]
-struct Counts {
-    /// The line of each walk.
-    lines: Vec<LineCounts>,
-    /// What was added to the live blocks of each segment, by device.
-    segments: Vec<Vec<i32>>,
-    /// Segments of which that is not zero, and others.
-    touched: Vec<SegmentId>,
-}
-
-struct LineCounts {
-    line: LineId,
-    /// The line's snapshots when the walk began.
-    snapshots: Vec<Seq>,
-    /// What was added to each of `Line::born`, as of these snapshots.
-    born: Vec<i64>,
-}
-
-impl Counts {
-    /// What comes now is told of this line.
-    fn begin(&mut self, line: &Line) {
-        let (snapshots, born) = (line.snapshots.clone(), vec![0; line.born.len()]);
-        self.lines.push(LineCounts { line: line.id, snapshots, born });
-    }
-
-    fn add(&mut self, space: &Space, event: Event) {
-        let (birth, change) = match event {
-            Event::Added { birth, pba } => (birth, (1, pba)),
-            Event::Dropped { birth, pba } => (birth, (-1, pba)),
-            Event::Moved { from, to, .. } => {
-                self.count(space, from, -1);
-                return self.count(space, to, 1);
-            }
-            Event::Lapsed { .. } => return,
-        };
-        if let Some(LineCounts { snapshots, born, .. }) = self.lines.last_mut()
-            && let Some(born) = born.get_mut(snapshots.partition_point(|&s| s <= birth))
-        {
-            *born += i64::from(change.0);
-        }
-        self.count(space, change.1, change.0);
-    }
-
-    fn count(&mut self, space: &Space, pba: Pba, change: i32) {
-        let Some(id) = space.segment_of(pba) else { return };
-        let (member, index) = (usize::from(id.member()), id.index() as usize);
-        if self.segments.len() <= member {
-            self.segments.resize(member + 1, Vec::new());
-        }
-        let counts = &mut self.segments[member];
-        if counts.len() <= index {
-            // Zeroed pages, which become resident as they are used.
-            let mut larger = vec![0; space.member(id.member()).len().max(index + 1)];
-            larger[..counts.len()].copy_from_slice(counts);
-            *counts = larger;
-        }
-        if counts[index] == 0 {
-            self.touched.push(id);
-        }
-        counts[index] += change;
-    }
-
-    /// The trees count from now on.
-    fn settle(mut self, inner: &mut Inner) {
-        for LineCounts { line, snapshots, born } in self.lines {
-            let Some(line) = inner.lines.get_mut(line) else { continue };
-            for (at, change) in born.into_iter().enumerate() {
-                // Snapshots that were made meanwhile are newer than all that was merged, and those that went left one
-                // interval in the place of two: the beginning of an old one tells the new one.
-                let since = at.checked_sub(1).map_or(Seq::ZERO, |before| snapshots[before]);
-                let at = line.interval(since);
-                line.born[at] = line.born[at].saturating_add_signed(change);
-            }
-        }
-        for id in self.touched {
-            let change = core::mem::take(&mut self.segments[usize::from(id.member())][id.index() as usize]);
-            inner.space.change_live(id, change);
         }
     }
 }

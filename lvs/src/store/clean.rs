@@ -12,27 +12,25 @@ use core::time::Duration;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use super::content::Held;
 use super::log::Flow;
-use super::pages::PageReader;
-use super::seal::seal;
-use super::space::State;
+use super::pages::{PageReader, aio_yield};
+use super::space::{State, Wish};
 use super::{Inner, Store};
 use crate::LvsError;
-use crate::format::record::{
-    DataEntry, PageNote, Record, RelocateHeader, Relocation, Stamp, header_blocks, looks_like_header,
-};
-use crate::index::{Change, Moved, PageSource, PageTag, Seen, Tree, check, is_page_live, locate_block};
-use crate::types::{BLOCK_BYTES, BlockNo, LineId, Pba, Place, SegmentId, Seq};
+use crate::format::page::Leaf;
+use crate::format::record::{RelocateHeader, Relocation, Stamp};
+use crate::index::{Change, Moved, PageSource, Seen, Tree, check, is_page_live, locate_block};
+use crate::types::{BLOCK_BYTES, BlockNo, LineId, Pba, Place, SegmentId, Seq, Version};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// Blocks that one Relocate record moves.
 const MOVE_BLOCKS: usize = 96;
-/// Where the number of a record stands in its header.
-const SEQ_AT: usize = 16;
 /// Look-ups after which others on this core get their turn.
 const LOOKS_PER_BREATH: usize = 16;
-/// Segments that are found at once, in one look at all of them.
+/// Segments that are found at once, in one look at all of them, and those that are looked at in one turn.
 const VICTIMS: usize = 64;
+const LOOKED_AT: u32 = 16 * 1024;
 /// Rounds without a gain after which the pool is as full as it can be; one in which nothing was found to clean counts as
 /// several.
 const FRUITLESS: u32 = 16;
@@ -42,20 +40,14 @@ const REST_RECORDS: u64 = 256;
 /// How often the cleaner looks whether it may go on, and how long volumes have to be quiet for it to go on anyway.
 const PACE: Duration = Duration::from_micros(100);
 const QUIET: Duration = Duration::from_millis(2);
-/// A block of a victim, as its record described it.
-struct Candidate {
-    line: LineId,
-    block: BlockNo,
-    birth: Seq,
-    pba: Pba,
-    crc: u32,
-}
 
-/// What a victim holds, as its headers say.
-#[derive(Default)]
-struct Content {
-    blocks: Vec<Candidate>,
-    pages: Vec<(PageTag, Pba)>,
+/// A block of a victim, as its record described it.
+pub(super) struct Candidate {
+    pub(super) line: LineId,
+    pub(super) block: BlockNo,
+    pub(super) birth: Seq,
+    pub(super) pba: Pba,
+    pub(super) crc: u32,
 }
 
 /// How fast blocks are moved.
@@ -119,6 +111,7 @@ impl Store {
             }
         }
         self.inner().end_cleaning(fruitless >= FRUITLESS);
+        self.segment.take();
         self.cleaning.set(false);
     }
 
@@ -128,23 +121,42 @@ impl Store {
 
     /// Cleans a segment. Was there one, and is there no room for another before a checkpoint?
     async fn clean_some(self: &Rc<Self>) -> (bool, bool) {
-        let Some(victim) = self.inner().take_victim() else { return (false, true) };
+        let Some(victim) = self.next_victim().await else { return (false, true) };
         // What cannot be read stays where it is, and whoever reads it is told.
         let whole = self.clean_segment(victim, Pace::OfVolumes).await.unwrap_or(true);
         self.inner().cleaned(victim, whole);
         (true, !whole)
     }
 
+    /// The next segment to clean; `None` when there is none, or no room to move its blocks to before a checkpoint.
+    async fn next_victim(&self) -> Option<SegmentId> {
+        let known = self.inner().take_victim();
+        if known.is_some() {
+            return known;
+        }
+        let mut best = Vec::new();
+        let members = self.inner().members.len() as u8;
+        for member in 0..members {
+            let mut from = 0;
+            loop {
+                let more = self.inner().rank_victims(member, from, &mut best);
+                from += LOOKED_AT;
+                if !more {
+                    break;
+                }
+                aio_yield().await;
+            }
+        }
+        best.sort_unstable();
+        let mut inner = self.inner();
+        inner.budget.victims = best.into_iter().map(|(_, id)| id).collect();
+        inner.take_victim()
+    }
+
     /// Moves what is live in a segment. False when there was no room for all of it.
     pub(super) async fn clean_segment(self: &Rc<Self>, id: SegmentId, pace: Pace) -> Result<bool, LvsError> {
-        let (first, blocks) = {
-            let inner = self.inner();
-            (inner.space.first_block(id), inner.space.segment_blocks())
-        };
         let hold = Hold::new(self);
-        let mut bytes = Vec::with_capacity(blocks as usize * BLOCK);
-        self.read_what_can_be(first, blocks, &mut bytes).await?;
-        let mut content = self.inner().read_headers(first, &bytes);
+        let (mut content, mut held) = self.read_segment(id, pace == Pace::OfVolumes).await?;
         // In the order of the map: that finds each leaf once, and puts side by side what is read one after the other.
         content.blocks.sort_unstable_by_key(|c| (c.line, c.block, c.birth));
         let reader = PageReader(self.clone());
@@ -170,14 +182,28 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
+        self.read_live(&mut held, &live).await?;
         // A copy of what became free meanwhile is garbage (H9), and its bytes are in memory.
         drop(hold);
-        let mut rest = &live[..];
+        let moved = self.move_all(id, &held, &live, pace).await;
+        self.give_back(held);
+        moved
+    }
+
+    /// Copies live blocks of a segment to the end of the log. False when there was no room for all of them.
+    async fn move_all(
+        self: &Rc<Self>,
+        id: SegmentId,
+        held: &Held,
+        live: &[Candidate],
+        pace: Pace,
+    ) -> Result<bool, LvsError> {
+        let mut rest = live;
         while !rest.is_empty() {
             // As many as the open segment takes: a record does not leave its segment.
             let Some(room) = self.inner().room_to_move() else { return Ok(false) };
             let (now, later) = rest.split_at(rest.len().min(room));
-            if !self.relocate(id, &bytes, now).await? {
+            if !self.relocate(id, held, now).await? {
                 return Ok(false);
             }
             if pace == Pace::OfVolumes {
@@ -223,21 +249,19 @@ impl Store {
         let mut counts: BTreeMap<SegmentId, u32> = doubtful.iter().map(|&id| (id, 0)).collect();
         let reader = PageReader(self.clone());
         for tree in lines {
-            let mut seen = Vec::new();
+            let mut count = |pba| {
+                let id = self.inner().space.segment_of(pba);
+                id.and_then(|id| counts.get_mut(&id)).into_iter().for_each(|count| *count += 1);
+            };
             let findings = check(&reader, &tree, |found| match found {
-                Seen::Page(page) => seen.extend([page.ptr.pba, page.ptr.copy]),
-                Seen::Entry(leaf) => {
-                    if let Place::Data { pba, .. } = leaf.version.place {
-                        seen.push(pba);
-                    }
+                Seen::Page(page) => [page.ptr.pba, page.ptr.copy].into_iter().for_each(&mut count),
+                Seen::Entry(Leaf { version: Version { place: Place::Data { pba, .. }, .. }, .. }) => {
+                    count(pba)
                 }
+                Seen::Entry(_) => {}
             });
             if !findings.await.is_empty() {
                 return;
-            }
-            let inner = self.inner();
-            for id in seen.into_iter().filter_map(|pba| inner.space.segment_of(pba)) {
-                counts.entry(id).and_modify(|count| *count += 1);
             }
         }
         let mut inner = self.inner();
@@ -279,16 +303,14 @@ impl Store {
     async fn relocate(
         self: &Rc<Self>,
         id: SegmentId,
-        bytes: &[u8],
+        held: &Held,
         live: &[Candidate],
     ) -> Result<bool, LvsError> {
-        let first = self.inner().space.first_block(id);
         let mut buf = self.buffer().await;
         let mut header = RelocateHeader::begin();
         let mut taken: Vec<&Candidate> = Vec::with_capacity(live.len());
         for c in live {
-            let at = (c.pba.block() - first.block()) as usize * BLOCK;
-            let Some(block) = bytes.get(at..at + BLOCK) else { continue };
+            let Some(block) = held.block(c.pba) else { continue };
             if nvme::digest::crc32c(block) != c.crc {
                 // It stays where it is, and whoever reads it is told.
                 self.inner().checksum_errors += 1;
@@ -392,22 +414,21 @@ impl Inner {
         }
     }
 
-    /// The next segment to clean; `None` when there is none, or no room to move its blocks to before a checkpoint.
+    /// Looks for segments to clean among some of a device; true when there are more behind them.
+    fn rank_victims(&self, member: u8, from: u32, best: &mut Vec<(u64, SegmentId)>) -> bool {
+        let mut but = self.budget.doubtful.clone();
+        but.extend(self.cleaning.iter().map(|&(id, _)| id));
+        but.sort_unstable();
+        let greedy = self.cleaner_share() >= 100;
+        let wish = Wish { base: self.anchor.base, most: VICTIMS, greedy, but: &but };
+        self.space.rank_victims(member, from..from.saturating_add(LOOKED_AT), &wish, best)
+    }
+
+    /// The best of the segments that were found; `None` when there is none left, or no room to move its blocks to before
+    /// a checkpoint.
     fn take_victim(&mut self) -> Option<SegmentId> {
         let base = self.anchor.base;
-        let mut looked = false;
-        loop {
-            let Some(id) = self.budget.victims.pop() else {
-                if std::mem::replace(&mut looked, true) {
-                    return None;
-                }
-                let mut but = self.budget.doubtful.clone();
-                but.extend(self.cleaning.iter().map(|&(id, _)| id));
-                but.sort_unstable();
-                let greedy = self.cleaner_share() >= 100;
-                self.budget.victims = self.space.victims(base, VICTIMS, greedy, &but);
-                continue;
-            };
+        while let Some(id) = self.budget.victims.pop() {
             let taken = self.cleaning.iter().any(|&(other, _)| other == id);
             let known = taken || self.budget.doubtful.contains(&id);
             let Some(live) = self.space.cleanable(id, base).filter(|_| !known) else { continue };
@@ -425,6 +446,7 @@ impl Inner {
             self.cleaning.push((id, Seq::MAX));
             return Some(id);
         }
+        None
     }
 
     /// Is there room for the live blocks of a segment, and for the checkpoint after that?
@@ -461,56 +483,5 @@ impl Inner {
     /// The tree of a line.
     pub(super) fn tree(&self, line: LineId) -> Option<Tree> {
         self.lines.get(line).map(|l| Tree { line, root: l.root })
-    }
-
-    /// What the headers in a segment say of its blocks. Whatever looks like one is asked, and what it says is looked up: one
-    /// that an earlier use of the segment left must not hide what stands behind it.
-    fn read_headers(&self, first: Pba, bytes: &[u8]) -> Content {
-        let mut content = Content::default();
-        for (at, _) in bytes.chunks_exact(BLOCK).enumerate() {
-            self.read_header(first.plus(at as u64), &bytes[at * BLOCK..], &mut content);
-        }
-        content
-    }
-
-    /// Reads a header, if there is one.
-    fn read_header(&self, pba: Pba, bytes: &[u8], content: &mut Content) {
-        if !looks_like_header(bytes) {
-            return;
-        }
-        let Some(header) = header_blocks(bytes).and_then(|blocks| bytes.get(..blocks * BLOCK)) else {
-            return;
-        };
-        // A record says in its number in which opening it was written; pages, which have none, say it otherwise.
-        let stated = header[SEQ_AT..].first_chunk().map_or(Seq::ZERO, |b| Seq(u64::from_le_bytes(*b)));
-        let openings =
-            if stated == Seq::ZERO { 1..=self.anchor.opening } else { stated.opening()..=stated.opening() };
-        let record = openings.rev().find_map(|opening| {
-            Record::parse(header, pba, &seal(&self.uuid, &self.anchor.salt, opening)).ok()
-        });
-        let Some(record) = record else { return };
-        let payload = pba.plus(record.header_blocks() as u64);
-        for entry in record.data() {
-            let DataEntry::Extent { line, block, payload_block, crcs } = entry else { continue };
-            content.blocks.extend(crcs.enumerate().map(|(i, crc)| Candidate {
-                line,
-                block: BlockNo(block.0 + i as u64),
-                birth: record.stamp().seq,
-                pba: payload.plus(u64::from(payload_block) + i as u64),
-                crc,
-            }));
-        }
-        content.blocks.extend(record.relocations().enumerate().map(|(i, r)| Candidate {
-            line: r.line,
-            block: r.block,
-            birth: r.birth,
-            pba: payload.plus(i as u64),
-            crc: r.crc,
-        }));
-        for (i, note) in record.pages().enumerate() {
-            if let PageNote::Map { line, level, block, birth, .. } = note {
-                content.pages.push((PageTag { line, level, block, birth }, payload.plus(i as u64)));
-            }
-        }
     }
 }

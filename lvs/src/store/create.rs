@@ -167,6 +167,7 @@ pub(super) fn assemble(core: &Core, parts: Parts) -> Result<Rc<Store>, LvsError>
         background: Cell::new(false),
         evacuating: Cell::new(false),
         cleaning: Cell::new(false),
+        segment: Cell::default(),
         closing: Cell::new(false),
         closed: Cell::new(false),
         scrub: super::scrub::Scrub::default(),

@@ -11,7 +11,7 @@
 //!   pages to and from the log.
 //!
 //! Slow work, `async` on the home core:
-//! - `checkpoint`: freeze, merge, anchor, free. - `clean`: moves live blocks out of half-empty segments.
+//! - `checkpoint`: freeze, merge, anchor, free. - `counts`: what merges tell of blocks. - `clean`: moves live blocks out of half-empty segments; `content`: what is in those.
 //! - `join`, `evacuate`: disks come and go.
 //! - `ranges`, `marks`: what is allocated or changed. - `catalogue`, `control`: volumes and snapshots. - `create`, `import`: how a store comes to be; `lifecycle`: its end.
 //! - `aside`: what a damaged map page keeps out of its tree. - `inspect`: the offline checker. - `scrub`: the online one;
@@ -25,7 +25,9 @@ mod budget;
 mod catalogue;
 mod checkpoint;
 mod clean;
+mod content;
 mod control;
+mod counts;
 mod create;
 mod edges;
 mod evacuate;
@@ -117,6 +119,8 @@ pub(crate) struct Store {
     evacuating: Cell<bool>,
     /// A task cleans.
     cleaning: Cell<bool>,
+    /// Memory for what is read of a segment that is cleaned.
+    segment: Cell<Vec<u8>>,
     /// No more background work begins.
     closing: Cell<bool>,
     /// Exported, destroyed, or given up.

@@ -7,6 +7,7 @@ use aio::{Descriptor, DmaBuf};
 use nvme::digest::{Digest, crc32c};
 use uuid::Uuid;
 
+use super::counts::PER_TURN;
 use super::log::Stream;
 use super::space::State;
 use super::verify::Wrong;
@@ -76,7 +77,7 @@ impl PageSource for PageReader {
 }
 
 /// Lets the rest of the core have a turn.
-async fn aio_yield() {
+pub(super) async fn aio_yield() {
     let mut yielded = false;
     std::future::poll_fn(|cx| {
         if std::mem::replace(&mut yielded, true) {
@@ -223,16 +224,29 @@ impl PageWriter {
         self.unreadable.take()
     }
 
-    /// The trees that were made count from now on: so do their pages.
-    pub(super) fn count_pages(&self) {
-        let mut inner = self.store().inner();
-        for pba in self.made.borrow_mut().drain(..) {
-            inner.space.add_live(pba);
+    /// The trees that were made will count: their pages do already. In turns.
+    pub(super) async fn count_new_pages(&self) {
+        for pages in self.made.take().chunks(PER_TURN) {
+            {
+                let mut inner = self.store().inner();
+                pages.iter().for_each(|&pba| inner.space.add_live(pba));
+            }
+            aio_yield().await;
         }
-        for page in self.dropped.borrow_mut().drain(..) {
-            inner.space.drop_live(page.ptr.pba);
-            inner.space.drop_live(page.ptr.copy);
-            inner.cache.borrow_mut().forget(page.ptr.pba);
+    }
+
+    /// The trees that were made count: the pages that they took the place of do not. In turns.
+    pub(super) async fn count_old_pages(&self) {
+        for pages in self.dropped.take().chunks(PER_TURN) {
+            {
+                let mut inner = self.store().inner();
+                for page in pages {
+                    inner.space.drop_live(page.ptr.pba);
+                    inner.space.drop_live(page.ptr.copy);
+                    inner.cache.borrow_mut().forget(page.ptr.pba);
+                }
+            }
+            aio_yield().await;
         }
     }
 

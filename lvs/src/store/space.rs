@@ -6,6 +6,7 @@
 //! - a segment is free again only when a checkpoint became durable that does not refer to it: nothing in it is live,
 //!   all records in it are at or below that checkpoint's base, and no read that began before is still in flight.
 
+use core::ops::Range;
 use std::collections::VecDeque;
 
 use super::log::Flow;
@@ -317,8 +318,8 @@ impl Space {
     }
 
     /// So many more blocks of the segment are referred to from now on, or fewer.
-    pub(crate) fn change_live(&mut self, id: SegmentId, change: i32) {
-        self.count(self.first_block(id), |live| live.saturating_add_signed(change));
+    pub(crate) fn change_live(&mut self, id: SegmentId, by: i32) {
+        self.count(self.first_block(id), |live| live.saturating_add_signed(by));
     }
 
     /// So many blocks of the segment were found to be referred to.
@@ -522,27 +523,49 @@ impl Space {
         (counted && gains).then_some(s.live)
     }
 
-    /// The best `most` segments to clean, the best one last: much garbage for what has to be moved, and of an age at
-    /// which not much more is to be expected. `greedy`: only what is gained counts.
-    /// `but` is sorted: those are left out.
-    pub(crate) fn victims(&self, base: Seq, most: usize, greedy: bool, but: &[SegmentId]) -> Vec<SegmentId> {
+    /// Looks for the best segments to clean among some of a device: much garbage for what has to be moved, and of an age at
+    /// which not much more is to be expected. They take the place of worse ones in `best`. True when there are segments
+    /// behind those.
+    pub(crate) fn rank_victims(
+        &self,
+        member: u8,
+        indices: Range<u32>,
+        wish: &Wish<'_>,
+        best: &mut Vec<(u64, SegmentId)>,
+    ) -> bool {
         let per = u64::from(self.segment_blocks);
-        let score = |id: SegmentId, s: &Segment| {
-            let live = u64::from(self.cleanable(id, base).filter(|_| but.binary_search(&id).is_err())?);
-            let age = u64::from(self.now.wrapping_sub(s.age)) + 1;
+        let segments = self.member(member);
+        let end = segments.len().min(indices.end as usize);
+        for index in indices.start..end as u32 {
+            let id = SegmentId::new(member, index);
+            let Some(live) = self.cleanable(id, wish.base) else { continue };
+            if wish.but.binary_search(&id).is_ok() {
+                continue;
+            }
+            let live = u64::from(live);
+            let age = u64::from(self.now.wrapping_sub(segments[index as usize].age)) + 1;
             // Garbage over the cost of reading all and writing what lives, in parts of 2^32.
             let gain = ((per - live) << 32) / (per + live);
-            Some(if greedy { gain } else { gain * age / (age + HALF_AGE) })
-        };
-        let mut found: Vec<(u64, SegmentId)> =
-            self.iter().filter_map(|(id, s)| score(id, s).map(|score| (score, id))).collect();
-        if found.len() > most {
-            found.select_nth_unstable_by(most, |a, b| b.cmp(a));
-            found.truncate(most);
+            best.push((if wish.greedy { gain } else { gain * age / (age + HALF_AGE) }, id));
         }
-        found.sort_unstable();
-        found.into_iter().map(|(_, id)| id).collect()
+        if best.len() > wish.most {
+            best.select_nth_unstable_by(wish.most, |a, b| b.cmp(a));
+            best.truncate(wish.most);
+        }
+        end < segments.len()
     }
+}
+
+/// What the cleaner looks for.
+pub(crate) struct Wish<'a> {
+    /// The newest checkpoint's base.
+    pub(crate) base: Seq,
+    /// So many segments at most.
+    pub(crate) most: usize,
+    /// Only what is gained counts, not the age.
+    pub(crate) greedy: bool,
+    /// Not these; sorted.
+    pub(crate) but: &'a [SegmentId],
 }
 
 #[cfg(test)]
@@ -673,17 +696,25 @@ mod tests {
             space.close(id, State::Log);
         }
         assert_eq!(space.live(), 406);
+        let victims = |space: &Space, base, most, greedy| {
+            let mut best = Vec::new();
+            let wish = Wish { base, most, greedy, but: &[] };
+            assert!(space.rank_victims(0, 0..2, &wish, &mut best), "six more");
+            assert!(!space.rank_victims(0, 2..u32::MAX, &wish, &mut best));
+            best.sort_unstable();
+            best.into_iter().map(|(_, id)| id).collect::<Vec<_>>()
+        };
         let best = [names[0], names[1], names[2]];
         assert_eq!(
-            space.victims(Seq(4), 9, true, &[]),
+            victims(&space, Seq(4), 9, true),
             best,
             "the last is newer than the base, one is all live"
         );
-        assert_eq!(space.victims(Seq(4), 2, true, &[]), best[1..]);
+        assert_eq!(victims(&space, Seq(4), 2, true), best[1..]);
         space.checkpoint_durable(100, Seq(4), &[]);
         space.moved_in(names[2], 100);
-        assert_eq!(space.victims(Seq(4), 9, false, &[])[2], names[1], "what is young may become emptier");
-        assert_eq!(space.victims(Seq(4), 9, true, &[])[2], names[2]);
+        assert_eq!(victims(&space, Seq(4), 9, false)[2], names[1], "what is young may become emptier");
+        assert_eq!(victims(&space, Seq(4), 9, true)[2], names[2]);
         space.recounted(names[2], 0);
         assert_eq!((space.live(), space.cleanable(names[2], Seq(4))), (386, None));
     }
