@@ -318,25 +318,31 @@ fn amplification(before: Written, after: Written) -> f64 {
 /// `n` to a record.
 fn stated(live: f64, segments: f64, per: f64, n: f64) -> f64 {
     let pages = live / 130.0;
-    let reserve = 3.0 + (segments / 64.0).floor().min(16.0) + (2.0 * pages / per).ceil() + 2.0;
+    let reserve =
+        3.0 + (segments / 256.0).floor().min(16.0) + (2.0 * pages.min(131_072.0) / per).ceil() + 2.0;
     let spare = segments - live / per - 7.0 - reserve;
     let band = (segments / 16.0).min(spare / 3.0).clamp(2.0, 256.0);
-    let fill = live / per / (segments - 7.0 - reserve - band);
-    // What a victim has left: mean fill is (1 - f) / -ln f.
-    let (mut low, mut high) = (0.001_f64, 0.999_f64);
-    for _ in 0..60 {
-        let f = (low + high) / 2.0;
-        let mean = (1.0 - f) / -f.ln();
-        (low, high) = if mean < fill { (f, high) } else { (low, f) };
+    let room = (segments - 7.0 - reserve - band) * per / live;
+    let header = 1.0 + 1.0 / n;
+    let (mut moved, mut updates) = (2.0_f64, 0.0_f64);
+    // Each of both follows from the other.
+    for _ in 0..50 {
+        updates = (0.45 * band * per * (1.0 + moved) / (header + moved)).min(63_488.0);
+        let wait = 3.0 * updates / (1.0 + moved) / live;
+        // What a victim has left: what was written and what was moved take the room that there is.
+        let stays = |f: f64| (1.0 / header / f).ln().max(wait);
+        let moves = |f: f64| (-stays(f)).exp() / (1.0 - f);
+        let (mut low, mut high) = (0.001_f64, 0.999_f64);
+        for _ in 0..60 {
+            let f = (low + high) / 2.0;
+            let taken = header * stays(f) - moves(f) * f.ln();
+            (low, high) = if taken > room { (f, high) } else { (low, f) };
+        }
+        moved = moves(low);
     }
-    let f = low;
-    // A record of one block is half header: all of them are moved once, and together again.
-    let moved = if 1.0 / (1.0 + 1.0 / n) < f { 1.0 / (1.0 - f) } else { f / (1.0 - f) };
-    let written = 1.0 + 1.0 / n + moved;
-    // Two checkpoints for each time that what is free goes from the target to the mark at which more is made free.
-    let updates = (0.3 * band * per * (1.0 + moved) / written).min(65_536.0);
     let leaves = pages * (1.0 - (-updates / pages).exp());
-    written + (1.0 + moved) * 1.05 * leaves / updates
+    let tables = 2.0 * (segments / 256.0 + 3.0);
+    header + 1.01 * moved + (1.0 + moved) * (1.05 * leaves + tables) / updates
 }
 
 /// Overwrites at random at 90 % of the capacity. The amplification after the pool is in its steady state.
@@ -378,16 +384,25 @@ fn h20_random_overwrites_at_90_percent_write_at_most_6_times_what_they_are() {
 #[test]
 #[ignore = "minutes: a soak test"]
 fn h20_amplification_stays_within_the_formula() {
-    let sizes = std::env::var("KEELSON_LVS_MIB").unwrap_or_else(|_| "64 256 1024".to_owned());
-    for mib in sizes.split_whitespace().map(|mib| mib.parse().unwrap()) {
-        for depth in [32, 1] {
-            let (measured, written) = steady(mib, depth, 3, 2);
+    let numbers = |name: &str, default: &str| -> Vec<u64> {
+        let given = std::env::var(name).unwrap_or_else(|_| default.to_owned());
+        given.split_whitespace().map(|number| number.parse().unwrap()).collect()
+    };
+    let depths = numbers("KEELSON_LVS_DEPTHS", "1 2 4 32");
+    let mut missed = Vec::new();
+    for mib in numbers("KEELSON_LVS_MIB", "64 256 1024") {
+        for &depth in &depths {
+            let (measured, written) = steady(mib, depth as usize, 3, 2);
             let (per, segments) = if mib < 1024 { (256.0, mib - 1) } else { (1024.0, (mib - 1) / 4) };
-            let live = (segments as f64 - 14.0) * 0.86 * 0.9 * per;
+            let live = (segments as f64 - 14.0) * 0.84 * 0.9 * per;
             let formula = stated(live, segments as f64, per, depth as f64);
-            println!("{mib} MiB, {depth} at a time: {measured:.2}, formula {formula:.2}, {written:?}");
-            assert!(measured <= formula, "{measured:.2}, {formula:.2}");
-            assert!(measured <= 6.0, "{measured:.2}");
+            let line =
+                format!("{mib} MiB, {depth} at a time: {measured:.2}, formula {formula:.2}, {written:?}");
+            println!("{line}");
+            if measured > formula.min(6.0) {
+                missed.push(line);
+            }
         }
     }
+    assert_eq!(missed, Vec::<String>::new());
 }

@@ -27,8 +27,9 @@ pub(super) const KEEP_FROM_HOLES: usize = 2;
 pub(super) const KEEP_FROM_CATALOGUE: usize = 1;
 /// Segments of the reserve beside a checkpoint: those that holes, the catalogue and the cleaner keep from each other.
 const RESERVE_BESIDE: u64 = 3;
-/// Segments that the reserve of a large pool has for moves beyond that: much cleaning for each checkpoint.
-const MOST_MOVES: u64 = 16;
+/// Segments that the reserve of a large pool has for moves beyond that: much cleaning for each checkpoint. One in so many of
+/// the pool's, and the most.
+const MOVES: (u32, u64) = (256, 16);
 /// Segments' worth of updates that may come between two looks at the reserve: what the open segment takes, and the moves of a
 /// round of the cleaner.
 const AHEAD_SEGMENTS: u64 = 3;
@@ -136,7 +137,7 @@ impl Inner {
     pub(super) fn reserve_segments(&self) -> u64 {
         let ahead = AHEAD_SEGMENTS * u64::from(self.space.segment_blocks());
         let ahead = ahead.min(super::DELTA_UPDATES as u64 - (self.active.len().0 as u64).min(ahead));
-        let moves = u64::from(self.space.staying(None) / 64).min(MOST_MOVES);
+        let moves = u64::from(self.space.staying(None) / MOVES.0).min(MOVES.1);
         RESERVE_BESIDE + moves + self.checkpoint_segments(ahead)
     }
 
@@ -163,9 +164,12 @@ impl Inner {
     /// Do volumes get only what cleaning gains? Otherwise they would use up in a burst what is free, and then stand still
     /// until there is some again.
     fn is_throttled(&self, reserve: u64) -> bool {
+        if !self.budget.cleaner_works {
+            return false;
+        }
         let target = self.target_segments(reserve);
         let at_hand = u64::from(self.space.available()) + self.coming();
-        self.budget.cleaner_works && at_hand < target - (target - reserve) / HURRY_BELOW
+        at_hand < target - (target - reserve) / HURRY_BELOW
     }
 
     /// A record of so many blocks of volumes is placed: while they are throttled, that is counted.

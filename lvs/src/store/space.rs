@@ -20,7 +20,7 @@ use crate::types::{BLOCK_BYTES, Pba, SegmentId, Seq};
 pub(crate) const RESERVE_SEGMENTS: u32 = 14;
 
 /// Of the blocks that are left, the share that volumes never see: map pages, and what keeps cleaning cheap (H20).
-const HIDDEN_PERCENT: u64 = 14;
+const HIDDEN_PERCENT: u64 = 16;
 /// Of all blocks, the share that map pages and tables may take of that before they count as used.
 const MAP_PERCENT: u64 = 2;
 
