@@ -140,6 +140,7 @@ pub(super) fn assemble(core: &Core, parts: Parts) -> Result<Rc<Store>, LvsError>
         log_lags: false,
         fault: None,
         read_only: None,
+        anchored: true,
         want_checkpoint: false,
         cleaning: Vec::new(),
         merges: 0,

@@ -190,6 +190,9 @@ pub(crate) struct Inner {
     fault: Option<String>,
     /// Why it was opened for reading only: nothing is written at all.
     read_only: Option<String>,
+    /// What was frozen last is covered by a durable anchor. Until it is nothing else is frozen: a tail is two deltas at most
+    /// (H16).
+    anchored: bool,
     /// A checkpoint should begin soon.
     want_checkpoint: bool,
     /// Segments that the cleaner took and that are not free yet; empty when everything up to a record is counted.
