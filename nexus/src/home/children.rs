@@ -255,11 +255,11 @@ impl Home {
         self.check_open("rebuild a child of")?;
         let place = self.place_of(uri)?;
         let (nexus, child) = (self.name(), uri.to_owned());
-        let Some(source) = self.source_for(place) else { return Err(NexusError::NoSource { nexus, child }) };
-        let (job, from, to) = {
+        if self.source_for(place).is_none() {
+            return Err(NexusError::NoSource { nexus, child });
+        }
+        let job = {
             let mut state = self.state.borrow_mut();
-            let from = state.children[source].as_ref().expect("invariant: the source was found");
-            let (from, from_uri) = (from.device.clone(), from.uri.clone());
             let target = state.children[place].as_mut().expect("invariant: it was just found");
             if target.job.is_some() {
                 return Err(NexusError::RebuildExists { nexus, child });
@@ -273,9 +273,23 @@ impl Home {
             let is_partial = known.is_some();
             let map = known.map_or_else(|| Arc::new(DirtyMap::all(size, block_bytes)), |(map, _)| map);
             let job = Rc::new(Job::new(place, child, map, is_partial, block_bytes, size.0));
-            job.source_uri.replace(from_uri);
             target.job = Some(job.clone());
-            (job, from, target.device.clone())
+            job
+        };
+        self.copy(job);
+        Ok(())
+    }
+
+    /// Copies what is left of the job, from a child that has everything. False when there is none.
+    fn copy(self: &Rc<Self>, job: Rc<Job>) -> bool {
+        let Some(source) = self.source_for(job.place) else { return false };
+        let (from, to) = {
+            let state = self.state.borrow();
+            let (Some(from), Some(to)) = (&state.children[source], &state.children[job.place]) else {
+                return false;
+            };
+            job.read_from(source, from.uri.clone());
+            (from.device.clone(), to.device.clone())
         };
         let home = self.clone();
         // Detached: the job says how it fares.
@@ -283,7 +297,7 @@ impl Home {
             let copied = rebuild::run(home.core.clone(), home.shared.clone(), job.clone(), from, to).await;
             home.rebuilt(&job, copied.is_ok()).await;
         }));
-        Ok(())
+        true
     }
 
     /// The child to copy from: a local one, if there is one.
@@ -301,7 +315,10 @@ impl Home {
         let _pass = self.gate.enter().await;
         let current = self.job_at(job.place).is_some_and(|j| Rc::ptr_eq(&j, job));
         if current && !job.is_abandoned() && self.check_open("use").is_ok() {
-            self.conclude(job, well).await;
+            if job.has_lost_source() && self.copy(job.clone()) {
+                return;
+            }
+            self.conclude(job, well && !job.has_lost_source()).await;
         }
         let mut state = self.state.borrow_mut();
         if let Some(child) = state.children[job.place].as_mut().filter(|_| current) {

@@ -111,6 +111,8 @@ impl Home {
     /// A member is none any more.
     pub(super) fn mark_out(self: &Rc<Self>, place: usize, becomes: ChildState) {
         let mut state = self.state.borrow_mut();
+        // Before anything is acknowledged that this one lacks.
+        state.children.iter().flatten().filter_map(|c| c.job.as_ref()).for_each(|j| j.lose_source(place));
         let peers = state.peers.clone();
         let Some(child) = &mut state.children[place] else { return };
         if !child.is_member() {

@@ -68,8 +68,8 @@ struct Ends {
     target: Descriptor,
 }
 
-/// Copies what the job's map says from `source` to `target`, and flushes the target. `Ok` also when the job was abandoned
-/// meanwhile: look at it.
+/// Copies what the job's map says from `source` to `target`, and flushes the target. `Ok` also when the job was interrupted
+/// meanwhile: look at it. A segment that is held while the source goes is still copied: whoever changes it there has to wait.
 pub(crate) async fn run(
     core: Core,
     shared: Arc<Shared>,
@@ -80,7 +80,9 @@ pub(crate) async fn run(
     let source = Descriptor::open(source).await.map_err(CopyError::Open)?;
     let target = Descriptor::open(target).await.map_err(CopyError::Open)?;
     let ends = Rc::new(Ends { core, shared, source, target });
-    job.set_state(RebuildState::Running);
+    if job.state() == RebuildState::Init {
+        job.set_state(RebuildState::Running);
+    }
     let next = Rc::new(Cell::new(0));
     let tasks: Vec<_> = (0..TASKS)
         .map(|_| {
@@ -106,7 +108,7 @@ pub(crate) async fn run(
             result = copied;
         }
     }
-    if result.is_ok() && !job.is_abandoned() {
+    if result.is_ok() && !job.is_interrupted() {
         result = ends.target.flush().await.map_err(CopyError::Write);
     }
     ends.source.clone().close().await;
@@ -119,13 +121,13 @@ async fn copy(ends: &Ends, job: &Job, next: &Cell<u64>) -> Result<(), CopyError>
     let block_bytes = u64::from(ends.shared.geometry.block_bytes);
     let mut buf = segment_buf(&ends.core).ok_or(CopyError::NoMemory)?;
     loop {
-        job.until(|j| j.is_abandoned() || j.state() != RebuildState::Paused).await;
-        let Some((segment, range)) = job.map.next(next.get()).filter(|_| !job.is_abandoned()) else {
+        job.until(|j| j.is_interrupted() || j.state() != RebuildState::Paused).await;
+        let Some((segment, range)) = job.map.next(next.get()).filter(|_| !job.is_interrupted()) else {
             return Ok(());
         };
         next.set(segment.saturating_add(1).max(next.get()));
         let lock = hold(&ends.core, &ends.shared, range);
-        let Some(held) = unless_abandoned(job, lock).await else { return Ok(()) };
+        let Some(held) = unless_interrupted(job, lock).await else { return Ok(()) };
         let at = layout::DATA_OFFSET_BYTES + range.start.0 * block_bytes;
         let len = (range.blocks.0 * block_bytes) as u32;
         let (read, back) = ends.source.read_at(at, len, buf).await;
@@ -142,12 +144,12 @@ async fn copy(ends: &Ends, job: &Job, next: &Cell<u64>) -> Result<(), CopyError>
     }
 }
 
-/// Awaits `future` until the job is abandoned: what it waits for may wait for the job's end.
-async fn unless_abandoned<T>(job: &Job, future: impl Future<Output = T>) -> Option<T> {
+/// Awaits `future` until the job is interrupted: what it waits for may wait for the job's end.
+async fn unless_interrupted<T>(job: &Job, future: impl Future<Output = T>) -> Option<T> {
     let mut future = std::pin::pin!(future);
-    let mut abandoned = std::pin::pin!(job.until(Job::is_abandoned));
+    let mut interrupted = std::pin::pin!(job.until(Job::is_interrupted));
     std::future::poll_fn(|cx| {
-        if abandoned.as_mut().poll(cx).is_ready() {
+        if interrupted.as_mut().poll(cx).is_ready() {
             return std::task::Poll::Ready(None);
         }
         future.as_mut().poll(cx).map(Some)

@@ -79,6 +79,10 @@ pub(crate) struct Job {
     pub(crate) place: usize,
     pub(crate) uri: String,
     pub(crate) source_uri: RefCell<String>,
+    /// The place of the child that is read.
+    source: Cell<usize>,
+    /// That child is no member any more: what it holds grows old.
+    source_lost: Cell<bool>,
     /// What is to be copied; what was copied is taken out.
     pub(crate) map: Arc<DirtyMap>,
     pub(crate) is_partial: bool,
@@ -109,6 +113,8 @@ impl Job {
             place,
             uri,
             source_uri: RefCell::default(),
+            source: Cell::new(usize::MAX),
+            source_lost: Cell::new(false),
             segments: map.marked(),
             map,
             is_partial,
@@ -148,6 +154,30 @@ impl Job {
 
     pub(crate) fn is_abandoned(&self) -> bool {
         self.abandoned.get()
+    }
+
+    /// Reads from the child at `place` from now on.
+    pub(crate) fn read_from(&self, place: usize, uri: String) {
+        self.source.set(place);
+        self.source_uri.replace(uri);
+        self.source_lost.set(false);
+    }
+
+    /// The child at `place` is no member any more.
+    pub(crate) fn lose_source(&self, place: usize) {
+        if self.source.get() == place {
+            self.source_lost.set(true);
+            self.wake();
+        }
+    }
+
+    pub(crate) fn has_lost_source(&self) -> bool {
+        self.source_lost.get()
+    }
+
+    /// Nothing more is to be copied, or not from there.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.is_abandoned() || self.has_lost_source()
     }
 
     /// Resolves when `done` says so; asked again whenever something changed.

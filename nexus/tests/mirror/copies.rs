@@ -160,6 +160,30 @@ fn h07_a_rebuild_does_not_keep_what_failed_at_its_source() {
     assert!(world.equal(0, 1));
 }
 
+/// The child that is read misses a write and goes: what is copied comes from another one from then on. A bug: it was read
+/// on, and put its old blocks in the place of acknowledged ones. Found by a walk.
+#[test]
+fn h07_a_rebuild_leaves_a_source_that_goes() {
+    let world = World::new(2, 1, 8);
+    let mut rng = Rng::new(8);
+    fill(&world, &mut rng, 300);
+    world.rig.run(world.nexus.add_child(spec(2, &world.devices[2]))).unwrap();
+    world.rig.run(world.nexus.start_rebuild(&uri(2))).unwrap();
+    world.rig.run(world.nexus.pause_rebuild(&uri(2), true)).unwrap();
+    (0..3000).for_each(|_| world.rig.turn());
+    let left = world.rig.run(world.nexus.rebuild_stats(&uri(2))).unwrap().blocks_remaining;
+    assert!(left > 16, "it was paused too late to test anything");
+    world.disks[0].set_faults(Faults { write_error: 1, ..Faults::default() });
+    world.write(BLOCKS - 1, 251).unwrap();
+    assert!(matches!(world.states()[0], ChildState::Faulted(_)));
+    world.rig.run(world.nexus.pause_rebuild(&uri(2), false)).unwrap();
+    world.wait_in_sync(2);
+    assert_eq!((world.on_disk(1, BLOCKS - 1), world.on_disk(2, BLOCKS - 1)), (251, 251));
+    assert!(world.equal(1, 2));
+    let history = world.rig.run(world.nexus.rebuild_history()).unwrap();
+    assert_eq!((history.len(), history[0].source_uri.as_str()), (1, uri(1).as_str()));
+}
+
 /// Hazard H12: bad blocks of one child are read from another, and written anew; the host sees nothing.
 #[test]
 fn h12_bad_blocks_are_repaired() {
