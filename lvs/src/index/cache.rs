@@ -5,12 +5,14 @@
 //! many leaves does not drive out what is used.
 //!
 //! A page is checked once, when it comes in, and never changes. Whoever reads one holds a [`PageRef`]; a frame that
-//! somebody holds is not replaced. Frames are allocated as they are first used and never given back; a hit takes no
-//! allocation.
+//! somebody holds is not replaced. Their memory ([`frames`](super::frames)) becomes resident as it is first used and is
+//! never given back; a hit takes no allocation.
 
+use super::frames::{FrameRef, Frames};
 use crate::format::FormatError;
 use crate::format::page::{Expected, PAGE_BYTES, PageView};
 use crate::types::{PagePtr, Pba};
+use aio::memory::MemoryError;
 use std::rc::Rc;
 
 /// Default number of frames: 32 MiB of pages.
@@ -22,33 +24,34 @@ const INTERIOR_ROUNDS: u8 = 3;
 
 /// A page in memory, held in place for as long as this exists.
 #[derive(Clone)]
-pub struct PageRef(Rc<Frame>);
+pub struct PageRef(Held);
 
-struct Frame {
-    bytes: [u8; PAGE_BYTES],
+#[derive(Clone)]
+enum Held {
+    Frame(FrameRef),
+    /// Outside of the cache, in which all frames were held.
+    Own(Rc<[u8; PAGE_BYTES]>),
 }
 
 impl PageRef {
-    /// A page outside of any cache, that was checked.
-    pub fn detached(bytes: &[u8; PAGE_BYTES], expected: &Expected) -> Result<Self, FormatError> {
-        PageView::check(bytes, expected)?;
-        Ok(Self(Rc::new(Frame { bytes: *bytes })))
-    }
-
     /// What is in it.
     #[inline]
     pub fn view(&self) -> PageView<'_> {
-        PageView::new(&self.0.bytes)
+        PageView::new(self.bytes())
     }
 
     /// Its bytes.
+    #[inline]
     pub fn bytes(&self) -> &[u8; PAGE_BYTES] {
-        &self.0.bytes
+        match &self.0 {
+            Held::Frame(frame) => frame.bytes(),
+            Held::Own(bytes) => bytes,
+        }
     }
 }
 
+/// What is in the frame of the same number.
 struct Slot {
-    frame: Rc<Frame>,
     pba: Pba,
     crc: u32,
     level: u8,
@@ -70,24 +73,30 @@ pub struct CacheStats {
 /// See the module.
 pub struct PageCache {
     slots: Vec<Slot>,
+    memory: Rc<Frames>,
     frames: usize,
     /// Slot numbers by hash of the address, linear probing; twice as many places as frames at least.
     table: Vec<u32>,
     hand: usize,
+    /// Slots whose pages were forgotten, the last one first: their memory is likely to be in the processor's caches. Some
+    /// have a page again.
+    forgotten: Vec<u32>,
     stats: CacheStats,
 }
 
 impl PageCache {
-    /// A cache of `frames` pages (at least one). The table is allocated here, frames when they are first used.
-    pub fn new(frames: usize) -> Self {
+    /// A cache of `frames` pages (at least one). All memory is reserved here.
+    pub fn new(frames: usize) -> Result<Self, MemoryError> {
         let frames = frames.max(1);
-        Self {
+        Ok(Self {
             slots: Vec::with_capacity(frames),
+            memory: Frames::new(frames)?,
             frames,
             table: vec![EMPTY; (frames * 2).next_power_of_two()],
             hand: 0,
+            forgotten: Vec::with_capacity(frames),
             stats: CacheStats::default(),
-        }
+        })
     }
 
     /// The page, if it is there: same address and same checksum.
@@ -97,7 +106,8 @@ impl PageCache {
             self.stats.misses += 1;
             return None;
         };
-        let slot = &mut self.slots[self.table[place] as usize];
+        let at = self.table[place];
+        let slot = &mut self.slots[at as usize];
         if slot.crc != ptr.crc {
             // What was there before its segment was used again.
             self.stats.misses += 1;
@@ -105,7 +115,12 @@ impl PageCache {
         }
         slot.rounds = if slot.level == 0 { 1 } else { INTERIOR_ROUNDS };
         self.stats.hits += 1;
-        Some(PageRef(slot.frame.clone()))
+        Some(self.hold(at))
+    }
+
+    #[inline]
+    fn hold(&self, at: u32) -> PageRef {
+        PageRef(Held::Frame(Frames::hold(&self.memory, at)))
     }
 
     /// Is the page there? Does not count as a look-up.
@@ -128,24 +143,27 @@ impl PageCache {
     ) -> Result<PageRef, FormatError> {
         PageView::check(bytes, expected)?;
         let kept = self.keep(pba, bytes, expected.crc, expected.level);
-        Ok(kept.unwrap_or_else(|| PageRef(Rc::new(Frame { bytes: *bytes }))))
+        Ok(kept.unwrap_or_else(|| PageRef(Held::Own(Rc::new(*bytes)))))
     }
 
     /// `None` when every frame is held by somebody.
     fn keep(&mut self, pba: Pba, bytes: &[u8; PAGE_BYTES], crc: u32, level: u8) -> Option<PageRef> {
         if let Some(place) = self.find(pba) {
-            let at = self.table[place] as usize;
-            if self.slots[at].crc != crc {
-                // Refilled in place; who still holds the old frame keeps it.
-                self.fill(at, pba, bytes, crc, level);
+            let at = self.table[place];
+            if self.slots[at as usize].crc == crc {
+                return Some(self.hold(at));
             }
-            return Some(PageRef(self.slots[at].frame.clone()));
+            // What was there before its segment was used again.
+            self.forget(pba);
         }
         let at = self.free_slot()?;
-        self.fill(at, pba, bytes, crc, level);
+        let filled = self.memory.fill(at, bytes);
+        debug_assert!(filled, "nobody holds it");
+        let rounds = if level == 0 { 0 } else { INTERIOR_ROUNDS };
+        self.slots[at as usize] = Slot { pba, crc, level, rounds };
         let place = self.vacant(pba);
-        self.table[place] = at as u32;
-        Some(PageRef(self.slots[at].frame.clone()))
+        self.table[place] = at;
+        Some(self.hold(at))
     }
 
     /// Forgets the page at this address: it is garbage now, or its segment will be used again.
@@ -155,6 +173,9 @@ impl PageCache {
             self.unlink(place);
             self.slots[at].pba = Pba::NONE;
             self.slots[at].rounds = 0;
+            if self.forgotten.len() < self.frames {
+                self.forgotten.push(at as u32);
+            }
         }
     }
 
@@ -168,22 +189,17 @@ impl PageCache {
         self.slots.len() * PAGE_BYTES
     }
 
-    fn fill(&mut self, at: usize, pba: Pba, bytes: &[u8; PAGE_BYTES], crc: u32, level: u8) {
-        let slot = &mut self.slots[at];
-        match Rc::get_mut(&mut slot.frame) {
-            Some(frame) => frame.bytes = *bytes,
-            None => slot.frame = Rc::new(Frame { bytes: *bytes }),
-        }
-        (slot.pba, slot.crc, slot.level) = (pba, crc, level);
-        slot.rounds = if level == 0 { 0 } else { INTERIOR_ROUNDS };
-    }
-
     /// A slot whose frame nobody holds, taken out of the table. `None` when all are held.
-    fn free_slot(&mut self) -> Option<usize> {
+    fn free_slot(&mut self) -> Option<u32> {
+        while let Some(at) = self.forgotten.pop() {
+            let slot = &self.slots[at as usize];
+            if slot.pba.is_none() && self.memory.is_free(at) {
+                return Some(at);
+            }
+        }
         if self.slots.len() < self.frames {
-            let frame = Rc::new(Frame { bytes: [0; PAGE_BYTES] });
-            self.slots.push(Slot { frame, pba: Pba::NONE, crc: 0, level: 0, rounds: 0 });
-            return Some(self.slots.len() - 1);
+            self.slots.push(Slot { pba: Pba::NONE, crc: 0, level: 0, rounds: 0 });
+            return Some((self.slots.len() - 1) as u32);
         }
         for _ in 0..(usize::from(INTERIOR_ROUNDS) + 1) * self.frames {
             let at = self.hand;
@@ -191,13 +207,13 @@ impl PageCache {
             let slot = &mut self.slots[at];
             if slot.rounds > 0 {
                 slot.rounds -= 1;
-            } else if Rc::strong_count(&slot.frame) == 1 {
+            } else if self.memory.is_free(at as u32) {
                 let pba = slot.pba;
                 if let Some(place) = self.find(pba) {
                     self.unlink(place);
                     self.stats.evictions += 1;
                 }
-                return Some(at);
+                return Some(at as u32);
             }
         }
         None
@@ -280,7 +296,7 @@ mod tests {
     #[test]
     fn what_it_returns_is_what_was_put_last_at_that_address() {
         let mut rng = Rng::new(4);
-        let mut cache = PageCache::new(50);
+        let mut cache = PageCache::new(50).unwrap();
         let mut now = std::collections::BTreeMap::new();
         let mut held = std::collections::VecDeque::new();
         for step in 0..20_000 {
@@ -315,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_damaged_page_is_not_kept_and_an_old_one_not_served() {
-        let mut cache = PageCache::new(4);
+        let mut cache = PageCache::new(4).unwrap();
         let ((mut bytes, expected), (other, newer)) = (page(1), page(2));
         let at = Pba::new(0, 9).unwrap();
         bytes[100] ^= 4;

@@ -4,7 +4,7 @@
 //! # Map
 //! - [`delta`]: what came since the last merge, in memory of fixed size; asked first by every look-up.
 //!   - `ordered`: its sorted map; `holes`: its long unmapped ranges; `dump`: it as bytes, for the import checkpoint.
-//! - [`cache`]: pages in memory.
+//! - [`cache`]: pages in memory; `frames`: that memory.
 //! - [`tree`]: what the algorithms on the trees of pages share.
 //!   - [`mod@lookup`]: one block, without waiting. - [`mod@query`]: ranges. - [`mod@check`]: everything, and what is wrong with it.
 //!   - [`mod@scan`]: leaf by leaf, while the tree changes.
@@ -20,6 +20,7 @@ pub mod cache;
 pub mod check;
 pub mod delta;
 mod dump;
+mod frames;
 mod holes;
 pub mod lookup;
 pub mod merge;

@@ -45,7 +45,7 @@ impl Store {
     pub(crate) fn new(capacities: (usize, usize), frames: usize) -> Self {
         Self {
             pages: RefCell::default(),
-            cache: RefCell::new(PageCache::new(frames)),
+            cache: RefCell::new(PageCache::new(frames).unwrap()),
             gone: RefCell::default(),
             reads: RefCell::default(),
             appended: Cell::new(0),

@@ -464,7 +464,7 @@ fn h11_a_search_for_changes_reads_only_what_changed() {
     [7, 50_000, 99_999].into_iter().for_each(|block| w.write(block));
     w.freeze();
     w.merge(&[]);
-    w.store.cache.replace(PageCache::new(4000));
+    w.store.cache.replace(PageCache::new(4000).unwrap());
     w.store.reads.take();
     let spans = w.query(&Query::changed_since(epoch, BlockNo(0), BlockNo(100_000), 100));
     assert_eq!(spans.len(), 3);
@@ -494,7 +494,7 @@ fn cost_with_snapshots(snapshots: u64) -> [u64; 4] {
     w.merge(&[]);
     let mut costs = [0; 4];
     let cold = |w: &World| {
-        w.store.cache.replace(PageCache::new(4000));
+        w.store.cache.replace(PageCache::new(4000).unwrap());
         w.store.reads.take();
     };
     let oldest = w.snapshots.first().copied().unwrap_or(Seq::MAX);
@@ -529,7 +529,7 @@ fn h13_look_ups_and_moves_cost_the_same_with_ten_thousand_snapshots() {
 #[test]
 fn h16_replay_reads_no_page() {
     let mut w = filled(10_000, |n| n);
-    w.store.cache.replace(PageCache::new(4000));
+    w.store.cache.replace(PageCache::new(4000).unwrap());
     w.store.reads.take();
     let written = w.store.appended.get();
     let moved = (0..500).map(|n| w.expects(n, Seq::MAX).unwrap()).collect::<Vec<_>>();
@@ -555,7 +555,7 @@ fn a_flipped_bit_in_any_page_is_found_and_named() {
     let w = filled(3000, |n| n * 7 % 3000);
     let addresses = w.store.pages.borrow().keys().copied().collect::<Vec<_>>();
     for (n, address) in addresses.iter().enumerate() {
-        w.store.cache.replace(PageCache::new(100));
+        w.store.cache.replace(PageCache::new(100).unwrap());
         let flip = || w.store.pages.borrow_mut().get_mut(address).unwrap().1[n * 199 % 4096] ^= 1 << (n % 8);
         flip();
         let findings = run(check(&w.store, &w.tree, |_| ()));

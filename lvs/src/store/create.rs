@@ -97,10 +97,9 @@ pub(super) struct Parts {
 /// A store of them.
 pub(super) fn assemble(core: &Core, parts: Parts) -> Result<Rc<Store>, LvsError> {
     let memory = core.memory();
-    let pool = |chunk_bytes, capacity| {
-        DmaPool::new(memory, chunk_bytes, capacity)
-            .map_err(|source| LvsError::Memory { pool: parts.name.clone(), source })
-    };
+    let missing = |source| LvsError::Memory { pool: parts.name.clone(), source };
+    let pool = |chunk_bytes, capacity| DmaPool::new(memory, chunk_bytes, capacity).map_err(missing);
+    let cache = PageCache::new(CACHE_PAGES).map_err(missing)?;
     let inner = Inner {
         seal: seal(&parts.uuid, &parts.anchor.salt, parts.anchor.opening),
         headers: pool(BLOCK_BYTES, MAX_RECORDS as u32)?,
@@ -121,7 +120,7 @@ pub(super) fn assemble(core: &Core, parts: Parts) -> Result<Rc<Store>, LvsError>
         frozen: None,
         aside: None,
         frozen_base: Seq::ZERO,
-        cache: RefCell::new(PageCache::new(CACHE_PAGES)),
+        cache: RefCell::new(cache),
         lines: parts.lines,
         catalogue: parts.catalogue,
         space: parts.space,

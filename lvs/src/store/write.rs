@@ -20,10 +20,11 @@ use crate::types::{BLOCK_BYTES, BlockNo, LineId, Pba, Place, Seq, Version};
 pub(super) const MAX_RECORDS: usize = 8;
 /// Payload blocks of a record: with its header it is the 1 MiB that every device takes at once.
 pub(super) const MAX_PAYLOAD_BLOCKS: u32 = 255;
-/// Records that what is in line is spread over, so that the device has the next one while this core works on what came back;
-/// and blocks below which a record is not worth its header.
+/// Records that what is in line is spread over, so that the device has the next one while this core works on what came back.
 const SPREAD: usize = 4;
-const LEAST_SHARE: usize = 8;
+/// Writes below which a record is not worth its header: while less than five eighths of the pool are live, and above that,
+/// where headers are garbage that makes the cleaner move more.
+const LEAST_SHARE: (usize, usize) = (8, 32);
 
 /// A record in flight.
 pub(super) struct RecordCtx {
@@ -123,11 +124,13 @@ impl Inner {
     /// How many of the writes in line the next record takes. All of them when the device answers at once: then nothing is
     /// gained by another record, whose header costs as much as a block.
     fn share_of_record(&self) -> usize {
-        if !self.log_lags {
+        if !self.log_lags || self.pending.len() <= LEAST_SHARE.0 {
             return self.pending.len();
         }
+        let blocks = u64::from(self.space.staying(None)) * u64::from(self.space.segment_blocks());
+        let least = if 8 * self.space.live() < 5 * blocks { LEAST_SHARE.0 } else { LEAST_SHARE.1 };
         let parts = SPREAD.saturating_sub(self.records.used()).max(1);
-        self.pending.len().div_ceil(parts).max(LEAST_SHARE)
+        self.pending.len().div_ceil(parts).max(least)
     }
 
     /// One record of the first `share` writes in line, or fewer. False when none could be made.
