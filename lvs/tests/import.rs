@@ -82,6 +82,43 @@ fn h16_an_import_reads_no_more_than_the_log_since_the_last_checkpoint() {
     assert!(pages[2] > 2 * pages[0] && pages[0] > 100, "{pages:?} pages of map");
 }
 
+/// A bug: a crash while a pool was made left labels without a checkpoint, which was taken for a damaged pool, and refused.
+#[test]
+fn a_pool_that_a_crash_left_half_made_can_be_made_again() {
+    let (mut none, mut whole) = (0, 0);
+    for round in 0..100 {
+        let rig = Rig::new();
+        let disk = rig.disk("a", if round % 2 == 0 { 512 } else { 4096 }, 64, true, round);
+        // Over an older pool as well.
+        if round % 3 == 0 {
+            let pool = rig.run(Pool::create(rig.home(), vec![on(&disk)], pool_spec())).unwrap();
+            rig.run(pool.destroy()).unwrap();
+        }
+        let turns = round * 6;
+        let made = rig.run_for(turns, Pool::create(rig.home(), vec![on(&disk)], pool_spec()));
+        disk.cut_power();
+        if let Some(pool) = made {
+            let _ = rig.run(pool.unwrap().export());
+        }
+        // The one that is cut off notices that its disk is gone.
+        (0..8_000).for_each(|_| rig.turn());
+        let imported = rig.run(Pool::import(rig.home(), vec![on(&disk)], ImportPool::default()));
+        match imported {
+            Ok(pool) => {
+                whole += 1;
+                rig.run(pool.export()).unwrap();
+            }
+            Err(LvsError::NoPool { .. }) => {
+                none += 1;
+                let made = rig.run(Pool::create(rig.home(), vec![on(&disk)], pool_spec()));
+                rig.run(made.unwrap().export()).unwrap();
+            }
+            Err(other) => panic!("after {turns} turns: {other}"),
+        }
+    }
+    assert!(none > 20 && whole > 10, "{none} were not there, {whole} were");
+}
+
 /// A bug: a pool whose import nobody waited for any more stayed open, and could neither be used nor opened.
 #[test]
 fn an_import_that_nobody_waits_for_leaves_the_pool_closed() {

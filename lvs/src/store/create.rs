@@ -197,12 +197,12 @@ impl Store {
             }
         };
         let store = Self::new_pool(core, members, space, spec.name, uuid)?;
-        // Anchors of an earlier pool go first, then the labels come, then the first checkpoint: a pool that is there
-        // has one.
+        // What an earlier pool left goes first, then comes the first checkpoint, then the labels: a disk that has a label
+        // has a pool, and one that a crash left without is as empty as before.
         let written = async {
             store.erase_superblocks().await?;
-            store.write_labels().await?;
-            store.checkpoint(false).await
+            store.checkpoint(false).await?;
+            store.write_labels().await
         };
         if let Err(error) = written.await {
             store.close().await;
