@@ -70,7 +70,7 @@ fn h1_an_import_has_a_new_incarnation_unless_a_clean_export_came_before() {
         let mut export = Box::pin(async move { export.export().await });
         let ended = live.rig.run_for(20 + round * 60, export.as_mut());
         disk.cut();
-        let _ = ended.map_or_else(|| live.rig.run(export), |done| done);
+        let _ = ended.unwrap_or_else(|| live.rig.run(export));
         let before = live.model.borrow().clone();
         (disk, live) = reopen(&disk, live);
         let now = incarnation(&live.pool, volume);
