@@ -485,3 +485,7 @@ impl Inner {
         self.lines.get(line).map(|l| Tree { line, root: l.root })
     }
 }
+
+#[cfg(test)]
+#[path = "clean_tests.rs"]
+mod tests;
