@@ -14,7 +14,7 @@ use super::lines::Line;
 use super::log::Flow;
 use super::{Inner, Store};
 use crate::LvsError;
-use crate::format::catalog::{Change, CloneOf, Object, SnapshotObject, VolumeObject};
+use crate::format::catalog::{Change, CloneOf, Object, PoolObject, SnapshotObject, VolumeObject};
 use crate::format::record::{CatalogueHeader, Stamp};
 use crate::info::{CreateSnapshot, CreateVolume, VolumeProperties};
 use crate::types::{BLOCK_BYTES, LineId, MAX_NAME_BYTES, MAX_VOLUME_BYTES, Pba, Seq};
@@ -231,6 +231,16 @@ impl Store {
             }
         };
         self.change_all(changes).await
+    }
+
+    /// A record that changes nothing.
+    pub(super) async fn note_in_catalogue(self: &Rc<Self>) -> Result<(), LvsError> {
+        let pool = {
+            let inner = self.inner();
+            let (uuid, name) = (inner.uuid, inner.name.clone());
+            PoolObject { uuid, name, properties: BTreeMap::new(), unknown: BTreeMap::new() }
+        };
+        self.change(Change::Put(Box::new(Object::Pool(pool)))).await
     }
 
     /// Makes a change durable, and then real.
