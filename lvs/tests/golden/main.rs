@@ -257,7 +257,10 @@ fn two_disks() -> Bed {
     bed
 }
 
-fn name_and_bed() -> [(&'static str, fn() -> Bed); 2] {
+/// What makes a pool.
+type Script = fn() -> Bed;
+
+fn scripts() -> [(&'static str, Script); 2] {
     [("version-1-crashed", crashed), ("version-1-two-disks", two_disks)]
 }
 
@@ -273,7 +276,7 @@ fn write_what_is_missing() {
         std::env::var_os("KEELSON_WRITE_GOLDEN").is_some(),
         "KEELSON_WRITE_GOLDEN=1 is how it is asked for"
     );
-    for (name, bed) in name_and_bed() {
+    for (name, bed) in scripts() {
         if !path(name).exists() {
             let bytes = image::encode(&bed().end());
             println!("{name}: {} bytes", bytes.len());
@@ -285,7 +288,7 @@ fn write_what_is_missing() {
 /// What was written then is read now, and the pool goes on: over a crash, and over an export.
 #[test]
 fn pools_of_version_1_are_imported() {
-    for (name, script) in name_and_bed() {
+    for (name, script) in scripts() {
         let mut written = script();
         let expected = core::mem::take(&mut written.expected);
         written.end();
