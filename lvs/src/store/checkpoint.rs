@@ -462,7 +462,7 @@ impl Inner {
 
     /// The delta becomes frozen, a new one takes what comes; unless what was frozen before could not be merged yet, or there
     /// was no room for the tables that lead to what it was merged into.
-    fn freeze(&mut self) -> Result<(), LvsError> {
+    pub(super) fn freeze(&mut self) -> Result<(), LvsError> {
         self.check_fault()?;
         if self.frozen.is_some() || !self.anchored {
             return Ok(());
@@ -480,79 +480,5 @@ impl Inner {
         self.budget.unmapped = (0, self.budget.unmapped.0);
         self.budget.pierced = (0, self.budget.pierced.0);
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::future::Future;
-    use std::pin::pin;
-    use std::task::{Context, Poll, Waker};
-
-    use aio::facade::ByteRange;
-    use aio::reactor::EngineChoice;
-    use aio::{BlockDevice, CoreId, Descriptor, Reactor, ReactorConfig};
-
-    use super::*;
-    use crate::Pool;
-    use crate::info::{CreatePool, CreateVolume};
-    use crate::store::open_stores;
-
-    fn run<T>(reactor: &mut Reactor, future: impl Future<Output = T>) -> T {
-        let mut future = pin!(future);
-        for _ in 0..10_000_000 {
-            let polled = reactor.enter(|| future.as_mut().poll(&mut Context::from_waker(Waker::noop())));
-            if let Poll::Ready(value) = polled {
-                return value;
-            }
-            reactor.turn();
-        }
-        panic!("a hang");
-    }
-
-    /// H16, a bug: when there was room for a merge and none for its tables, the next checkpoint froze another delta, and the
-    /// tail behind the last durable anchor grew beyond what an import takes.
-    #[test]
-    fn h16_nothing_is_frozen_until_what_was_frozen_before_is_anchored() {
-        let config =
-            ReactorConfig { pin: false, engine: EngineChoice::None, ..ReactorConfig::new(CoreId(0)) };
-        let reactor = &mut Reactor::new(config).unwrap();
-        let home = reactor.core().handle();
-        let disk = aio::devices::create(&"malloc:///d?size_mb=32&blk_size=4096".parse().unwrap()).unwrap();
-        let spec = CreatePool { name: "h16".into(), uuid: None, force: false };
-        let pool = run(reactor, Pool::create(home, vec![disk], spec)).unwrap();
-        let spec =
-            CreateVolume { name: "v".into(), uuid: None, size_bytes: 1 << 20, thin: true, entity_id: None };
-        let device: std::sync::Arc<dyn BlockDevice> = run(reactor, pool.create_volume(spec)).unwrap();
-        let d = run(reactor, Descriptor::open(device)).unwrap();
-        // Writes would be refused, for the pool has no room; what unmaps goes on.
-        let unmap = |reactor: &mut Reactor, block: u64| {
-            let range = ByteRange { offset_bytes: block * 4096, len_bytes: 4096 };
-            run(reactor, d.unmap(&[range])).unwrap();
-        };
-        unmap(reactor, 1);
-        let store = open_stores::get(pool.uuid()).unwrap();
-        {
-            // A header and a leaf, and no more.
-            let mut inner = store.inner();
-            let inner = &mut *inner;
-            while inner.space.open_pages(None).is_some() {}
-            let segment_blocks = inner.space.segment_blocks();
-            let streams = inner.page_streams.iter_mut().flatten();
-            streams.for_each(|stream| stream.offset = segment_blocks - 2);
-        }
-        let no_space =
-            |made: Result<(), LvsError>| assert!(matches!(made, Err(LvsError::NoSpace { .. })), "{made:?}");
-        no_space(run(reactor, store.checkpoint(false)));
-        let base = {
-            let inner = store.inner();
-            assert!(inner.frozen.is_none() && inner.active.is_empty(), "it was merged");
-            assert!(inner.anchor.base < inner.frozen_base);
-            inner.frozen_base
-        };
-        unmap(reactor, 2);
-        no_space(run(reactor, store.checkpoint(false)));
-        let inner = store.inner();
-        assert_eq!((inner.frozen_base, inner.active.len().0, &inner.fault), (base, 1, &None));
     }
 }

@@ -56,6 +56,8 @@ mod sg;
 mod slab;
 mod space;
 mod superblock;
+#[cfg(test)]
+mod tests;
 mod verify;
 mod write;
 
