@@ -23,7 +23,7 @@ pub struct Query {
     pub since: Seq,
     /// Most spans in the answer; at least one.
     pub most_spans: usize,
-    /// Leaves after which the answer ends, at least two: what one answer costs is bounded, whatever it finds.
+    /// Leaves after which the answer ends, once it is further than where it began: what it costs is bounded, whatever it finds.
     pub most_leaves: usize,
 }
 
@@ -85,8 +85,8 @@ pub async fn query<S: PageSource, L: Layers + ?Sized>(
     let mut at = query.from.0;
     let mut leaves = 0;
     while at < end {
-        // The first one may end where the question begins.
-        if leaves >= query.most_leaves.max(2) {
+        // Leaves of versions that are too new for the question do not lead on.
+        if leaves >= query.most_leaves && at > query.from.0 {
             return Ok(Spans { spans: answer.spans, next: Some(BlockNo(at)) });
         }
         leaves += 1;

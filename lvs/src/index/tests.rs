@@ -222,7 +222,7 @@ impl World {
         let before = if since > Seq::ZERO && self.head { Seq::MAX } else { before };
         let since = if self.head { since } else { Seq::ZERO };
         let (from, most_spans) = (BlockNo(rng.below(self.blocks)), 1 + rng.below(9) as usize);
-        let most_leaves = [2, 3, usize::MAX][rng.below(3) as usize];
+        let most_leaves = [1, 2, usize::MAX][rng.below(3) as usize];
         let asked = Query { from, end: BlockNo(self.blocks), before, since, most_spans, most_leaves };
         let mut found = BTreeMap::new();
         for span in self.query(&asked) {

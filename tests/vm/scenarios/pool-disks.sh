@@ -32,6 +32,19 @@ sync -f /run/ext4
 sums() { (cd /run/ext4 && find tree large -type f -exec sha256sum {} + | sort -k2); }
 sums >/run/sums
 
+# -- verified while it is in use, with a file written beside
+dd if=/dev/urandom of=/run/ext4/beside bs=1M count=24 oflag=direct status=none &
+beside=$!
+check "pool scrub --wait while the file system is in use" "$KEELSON" pool scrub tpool --wait --rate 100MiB/s
+wait $beside
+rm /run/ext4/beside
+has "it looked at everything" "^pool tpool: scrubbed from " "$KEELSON" pool scrub tpool --status
+has "and found nothing wrong" "^errors: 0 wrong checksums, 0 unreadable; 0 repaired" "$KEELSON" pool scrub tpool --status
+check "a slow one begins" "$KEELSON" pool scrub tpool --rate 4096
+refuse "a second one is refused" "$KEELSON" pool scrub tpool
+has "and it is said why" "being scrubbed already" cat /run/refused
+has "it is stopped" "^pool tpool: scrub stopped " "$KEELSON" pool scrub tpool --stop
+
 # -- one enlarged, one added
 was=$(capacity)
 truncate -s 448M $one
