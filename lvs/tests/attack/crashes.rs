@@ -1,6 +1,6 @@
 //! Every moment of a scenario as a power cut. Here moments and survivors are drawn; `cargo xtask soak` tries more of them,
 //! and `KEELSON_LVS_CUTS=all` every moment with every subset of up to ten writes that are not durable, and 10,000 of those of
-//! more: that takes minutes for `cuts_in_a_brief_life`, and hours for others.
+//! more: that takes seconds for `cuts_in_a_brief_life`, minutes for `cuts_after_a_burst`, and hours for others.
 
 use crate::harness::crash::Budget;
 use crate::harness::scenes::cut;
@@ -87,4 +87,9 @@ fn cuts_while_a_pool_is_exported_and_imported() {
 #[test]
 fn cuts_in_a_brief_life() {
     cuts("brief");
+}
+
+#[test]
+fn cuts_after_a_burst_of_writes() {
+    cuts("burst");
 }

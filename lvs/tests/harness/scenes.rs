@@ -14,7 +14,7 @@ use super::walk::pool_spec;
 use crate::rig::{Rig, Rng};
 
 /// What there is to cut.
-pub(crate) const SCENES: [&str; 13] = [
+pub(crate) const SCENES: [&str; 14] = [
     "writes",
     "overlaps",
     "snapshots",
@@ -28,6 +28,7 @@ pub(crate) const SCENES: [&str; 13] = [
     "disks",
     "exports",
     "brief",
+    "burst",
 ];
 
 /// A scene, recorded.
@@ -53,7 +54,7 @@ fn record(name: &str, seed: u64) -> Recorded {
     let mut rng = Rng::new(seed ^ 0xcafe);
     let rig = Rc::new(Rig::new());
     let tape = Tape::default();
-    let volatile = !rng.one_in(4);
+    let volatile = !rng.one_in(4) || name == "burst";
     let block_bytes = if rng.one_in(2) { 512 } else { 4096 };
     let count = 1 + usize::from(name == "disks" || (name == "all" && rng.one_in(2)));
     let start: Vec<Image> = (0..count).map(|_| Image::empty(block_bytes, 20)).collect();
@@ -107,6 +108,7 @@ impl Play {
             "full" => self.full(),
             "disks" => self.disks(),
             "exports" => self.exports(),
+            "burst" => self.burst(),
             "brief" => self.steps(12, 9, Mix { data: 12, snapshots: 3, checkpoints: 2, ..none }, 2),
             _ => self.steps(64, 80, Mix { data: 40, ..Mix::ALL }, 4),
         }
@@ -259,6 +261,18 @@ impl Play {
             ops.push(Op::Flush { volume });
             self.live.run_all(ops).into_iter().for_each(Result::unwrap);
             self.group();
+        }
+        from
+    }
+
+    /// Writes that nobody flushes: more of them than all subsets can be tried of.
+    fn burst(&mut self) -> usize {
+        let (parts, volume) = (PARTS as u64, self.live.next_uuid());
+        self.live.good(Op::CreateVolume { uuid: volume, blocks: 16, thin: true });
+        let from = self.tape.len();
+        for _ in 0..11 {
+            let first = self.rng.below(15) * parts;
+            self.live.good(Op::Write { volume, first, count: (1 + self.rng.below(2)) * parts, fua: false });
         }
         from
     }
