@@ -379,6 +379,62 @@ fn h20_random_overwrites_at_90_percent_write_at_most_6_times_what_they_are() {
     }
 }
 
+/// Seven days of a pool at 90 %: by day all of the volume is overwritten at random `times` times, at depths that change; every night is
+/// quiet, then power fails, and in the morning everything is there. What each day wrote for each byte of the volume.
+fn week(mib: u64, times: u64) -> Vec<(Written, f64)> {
+    const DEPTHS: [usize; 8] = [1, 32, 4, 1, 2, 16, 1, 8];
+    let mut bench = Bench::new(4096, 1, mib, 21);
+    let mut rng = Rng::new(22);
+    let blocks = bench.capacity() * 9 / 10;
+    let mut volume = bench.volume("v", blocks, true);
+    let all: Vec<u64> = (0..blocks).collect();
+    all.chunks(32).for_each(|blocks| bench.write(&mut volume, blocks, 1));
+    let mut days = Vec::new();
+    // The first day begins with free space that no other has.
+    for day in 0..8 {
+        let before = bench.info().written;
+        let mut stamp = day << 32;
+        for hour in DEPTHS.iter().cycle().take(DEPTHS.len() * times as usize) {
+            for _ in 0..blocks / DEPTHS.len() as u64 / *hour as u64 {
+                stamp += 1;
+                bench.write(&mut volume, &some(&mut rng, *hour, blocks), stamp);
+            }
+        }
+        // What the pool does when nobody asks anything of it counts, too.
+        bench.rig.run_for(20_000, std::future::pending::<()>());
+        bench.checkpoint();
+        let info = bench.info();
+        let written = between(before, info.written);
+        assert_eq!(info.used_bytes, blocks * BLOCK, "every block is counted once");
+        bench.crash(&mut [&mut volume], &format!("night {day}"));
+        let live = blocks as f64;
+        let n = written.data_bytes as f64 / written.header_bytes as f64;
+        let (segments, bytes) = (info.segments.0, info.segment_bytes);
+        days.push((written, stated(live, f64::from(segments), (bytes / BLOCK) as f64, n)));
+    }
+    bench.end();
+    days.split_off(1)
+}
+
+fn judge_week(mib: u64, times: u64) {
+    for (day, (written, formula)) in week(mib, times).into_iter().enumerate() {
+        let measured = written.amplification().unwrap();
+        println!("{mib} MiB, day {day}: {measured:.2}, formula {formula:.2}, {written:?}");
+        assert!(measured <= formula.min(6.0), "day {day}: {measured:.2}, formula {formula:.2}, {written:?}");
+    }
+}
+
+#[test]
+fn h20_a_week_of_overwrites_at_90_percent_stays_within_the_formula() {
+    judge_week(40, 1);
+}
+
+#[test]
+#[ignore = "minutes: a soak test"]
+fn h20_a_week_of_overwrites_all_day_long_stays_within_the_formula() {
+    judge_week(256, 10);
+}
+
 #[test]
 #[ignore = "minutes: a soak test"]
 fn h20_amplification_stays_within_the_formula() {
