@@ -81,7 +81,7 @@ fn one_thread(settings: &Settings<'_>) -> Result<()> {
 }
 
 /// What this thread has used, in nanoseconds.
-fn cpu_time() -> f64 {
+pub(super) fn cpu_time() -> f64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
 }

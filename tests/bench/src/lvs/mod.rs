@@ -1,13 +1,14 @@
 //! The volume store: a pool beside the device that it is on, in one thread on one reactor, without a network.
 //!
 //! # Map
-//! - [`cells`]: the table: throughput and latency, raw and lvs in turn. - [`pressure`]: nearly full, beyond the map
-//!   cache, checkpoints. - [`control`]: create, snapshot, clone; import of a pool whose process was killed.
+//! - [`cells`]: the table: throughput and latency, raw and lvs in turn. - [`pressure`]: nearly full; read in order what was
+//!   written at random. - [`cleaning`]: moving a block, with many snapshots and deep clones. - [`control`]: create, snapshot, clone; import of a pool whose process was killed.
 //! - [`cores`]: from another core than the pool's. - [`rig`]: reactor, files, pools. - [`load`]: the I/O. - [`counted`]: a device that counts what the store asks of it.
 //!
 //! All names begin with `lvs`, so `--only lvs` is this group, and `--only "lvs import"` a part of it.
 
 mod cells;
+mod cleaning;
 mod control;
 mod cores;
 mod counted;
@@ -50,6 +51,7 @@ pub(crate) fn run(settings: &Settings<'_>) -> Result<Vec<String>> {
     crate::pin::pin(settings.core);
     let mut missed = cells::run(settings)?;
     missed.extend(pressure::run(settings)?);
+    missed.extend(cleaning::run(settings)?);
     missed.extend(control::run(settings)?);
     cores::run(settings, other)?;
     Ok(missed)
