@@ -244,3 +244,62 @@ fn h17_a_snapshot_does_not_change_after_its_reply() {
         }
     }
 }
+
+/// H4: a read that takes long gets what it was led to: nobody writes there before it ended.
+#[test]
+fn h4_what_a_slow_read_was_led_to_stays_until_it_ends() {
+    let (disk, live, volume, blocks) = pool(4096, 20, Err(80));
+    (0..blocks).step_by(32).for_each(|block| live.good(write(volume, block, 32.min(blocks - block))));
+    let (target, id) = (blocks / 2, live.next());
+    live.good(write(volume, target, 1));
+    live.good(Op::Flush { volume });
+    let first = word(id, target * 8).to_le_bytes();
+    let stands = |disk: &Disk| disk.image().blocks.iter().any(|(_, b)| b.bytes()[..8] == first);
+    let lba = *disk.image().blocks.iter().find(|(_, b)| b.bytes()[..8] == first).expect("it was written").0;
+    disk.stall(Some(lba));
+    let device: std::sync::Arc<dyn BlockDevice> = live.pool.volume(volume).unwrap();
+    let mut slow = Box::pin(async move {
+        let d = aio::Descriptor::open(device).await.unwrap();
+        let buf = aio::Core::current().unwrap().pools().unwrap().alloc(4096).unwrap();
+        let (result, buf) = d.read_at(target * 4096, 4096, buf).await;
+        d.close().await;
+        result.map(|()| buf[..8].to_vec())
+    });
+    assert!(live.rig.run_for(200, slow.as_mut()).is_none(), "it waits for the disk");
+    // Everything is overwritten, many times; it may wait for the read, as what it needs does not become free.
+    let device: std::sync::Arc<dyn BlockDevice> = live.pool.volume(volume).unwrap();
+    let mut rest = Box::pin(async move {
+        let d = aio::Descriptor::open(device).await.unwrap();
+        let mut rng = crate::rig::Rng::new(3);
+        for _ in 0..12_000 {
+            let buf = aio::Core::current().unwrap().pools().unwrap().alloc(4096).unwrap();
+            d.write_at(rng.below(blocks) * 4096, 4096, buf).await.0.unwrap();
+        }
+        d.close().await;
+    });
+    let _ = live.rig.run_for(150_000, rest.as_mut());
+    assert!(stands(&disk), "somebody wrote where it reads");
+    disk.stall(None);
+    assert_eq!(live.rig.run(slow).unwrap(), first);
+    live.rig.run(rest);
+    assert!(!stands(&disk), "nobody came there at all: this is no test");
+    assert_eq!(live.rig.run(live.pool.info()).unwrap().errors.checksums, 0);
+    live.close();
+    end(&live.rig, &[disk], &live.pool);
+}
+
+/// H4: the catalogue stays where it is while nothing changes it. Its segment is counted by nobody, and is in use all the same,
+/// however many checkpoints write their tables elsewhere.
+#[test]
+fn h4_tables_that_stay_are_not_written_over_by_those_that_come() {
+    let (disk, live, volume, _) = pool(4096, 20, Ok(16));
+    // Each takes some blocks of a segment: all segments come again, more than once. There is no map, whose pages would count.
+    (0..1500).for_each(|_| live.good(Op::Checkpoint));
+    live.good(write(volume, 3, 2));
+    live.good(Op::Flush { volume });
+    let before = live.rig.run(look(&live.pool)).unwrap();
+    let (disk, live) = again(&disk, live);
+    assert_eq!(live.rig.run(look(&live.pool)).unwrap(), before);
+    live.close();
+    end(&live.rig, &[disk], &live.pool);
+}
