@@ -397,15 +397,18 @@ fn two_cores_that_wait_for_each_other_do_not_hang() {
                 })
             })
             .map(|call| {
-                // Both begin before either is awaited.
+                // Both begin before either is awaited, and may be done by then.
                 let mut call = Box::pin(call);
                 let first = call.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-                assert!(first.is_pending());
-                call
+                (call, first)
             })
             .collect();
-        for call in waiting {
-            assert!(here.run(call).unwrap());
+        for (call, first) in waiting {
+            let answer = match first {
+                Poll::Ready(answer) => answer,
+                Poll::Pending => here.run(call),
+            };
+            assert!(answer.unwrap());
         }
     }
     cores.iter().for_each(CoreHandle::stop);
