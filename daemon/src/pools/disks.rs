@@ -107,6 +107,7 @@ impl Engine {
     /// Empties a disk, and lets go of it.
     async fn see_off(self: Arc<Self>, entry: PoolEntry, disk: DiskInfo) -> Result<(), LvsError> {
         let pool = entry.pool.name();
+        let _leaving = self.pools().leaves(entry.pool.uuid(), &disk.name);
         info!(%pool, disk = %disk.name, "the disk is being emptied");
         if let Err(e) = entry.pool.remove_disk(disk.uuid.to_string()).await {
             if !matches!(e, LvsError::Closed { .. }) {
@@ -143,10 +144,16 @@ impl Engine {
         });
     }
 
-    /// The disks of a pool, and why those that are being emptied could not be.
+    /// The disks of a pool, and why those that are being emptied could not be. What is not among them any more is gone for
+    /// good, and may be pulled: the store leaves out one that it is about to write off.
     pub async fn disks(&self, pool: &str) -> Result<Vec<(DiskInfo, Option<String>)>, EngineError> {
         let entry = self.pool_of_disks(pool)?;
-        let disks = entry.pool.disks().await.map_err(PoolOp::List.failed(entry.pool.name()))?;
+        let listed = || async { entry.pool.disks().await.map_err(PoolOp::List.failed(entry.pool.name())) };
+        let mut disks = listed().await?;
+        while self.pools().is_leaving_beside(entry.pool.uuid(), &disks) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            disks = listed().await?;
+        }
         let failures = self.pools().failures();
         let why = |d: &DiskInfo| failures.get(&(entry.pool.uuid(), d.uuid)).cloned();
         Ok(disks.into_iter().map(|d| (d.clone(), why(&d))).collect())

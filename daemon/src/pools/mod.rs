@@ -18,7 +18,7 @@ pub mod snapshots;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use lvs::info::{SnapshotInfo, VolumeInfo};
+use lvs::info::{DiskInfo, SnapshotInfo, VolumeInfo};
 use uuid::Uuid;
 
 use crate::engine::Engine;
@@ -100,6 +100,20 @@ pub struct Pools {
     list: Mutex<Vec<PoolEntry>>,
     /// Why disks could not be emptied, by pool and disk.
     failures: Mutex<BTreeMap<(Uuid, Uuid), String>>,
+    /// Disks that are being seen off, by pool and name.
+    leaving: Mutex<BTreeSet<(Uuid, String)>>,
+}
+
+/// While it is there, a disk is being seen off.
+struct Leaving<'a> {
+    pools: &'a Pools,
+    disk: (Uuid, String),
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.pools.leaving_lock().remove(&self.disk);
+    }
 }
 
 impl Pools {
@@ -132,6 +146,23 @@ impl Pools {
         if let Some(entry) = self.lock().iter_mut().find(|e| e.pool.uuid() == uuid) {
             change(&mut entry.members);
         }
+    }
+
+    /// A disk is being seen off until the answer is dropped.
+    fn leaves(&self, pool: Uuid, disk: &str) -> Leaving<'_> {
+        let disk = (pool, disk.to_owned());
+        self.leaving_lock().insert(disk.clone());
+        Leaving { pools: self, disk }
+    }
+
+    /// Whether a disk of this pool is being seen off that is not in the list.
+    fn is_leaving_beside(&self, pool: Uuid, listed: &[DiskInfo]) -> bool {
+        let leaving = self.leaving_lock();
+        leaving.iter().any(|(of, name)| *of == pool && listed.iter().all(|disk| disk.name != *name))
+    }
+
+    fn leaving_lock(&self) -> MutexGuard<'_, BTreeSet<(Uuid, String)>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why disks could not be emptied.
