@@ -5,7 +5,7 @@
 //! many leaves does not drive out what is used.
 //!
 //! A page is checked once, when it comes in, and never changes. Whoever reads one holds a [`PageRef`]; a frame that
-//! somebody holds is not replaced. Their memory ([`frames`](super::frames)) becomes resident as it is first used and is
+//! somebody holds is not replaced. Their memory (`frames`) becomes resident as it is first used and is
 //! never given back; a hit takes no allocation.
 
 use super::frames::{FrameRef, Frames};
