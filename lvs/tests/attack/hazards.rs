@@ -349,3 +349,39 @@ fn h9_parts_of_a_block_that_are_written_together_are_all_there() {
     live.close();
     end(&live.rig, &[disk], &live.pool);
 }
+
+/// H8, a bug: a flush beside one that a checkpoint had begun of the same disk was done before the disk had answered.
+#[test]
+fn h8_a_flush_beside_that_of_a_checkpoint_waits_for_it() {
+    let mut beside = 0;
+    for turns in (0..320).step_by(4) {
+        let (rig, tape) = (Rc::new(Rig::new()), Tape::default());
+        let start = Image::empty(4096, 20);
+        let disk = Disk::new(0, start.clone(), true, 5, Some(tape.clone()));
+        let pool = rig.run(Pool::create(rig.home(), vec![disk.device()], pool_spec())).unwrap();
+        let live = Live::new(rig, pool, Model::default(), Some(tape.clone()), 1);
+        let volume = live.next_uuid();
+        live.good(Op::CreateVolume { uuid: volume, blocks: 64, thin: true });
+        live.run_all((0..8).map(|n| write(volume, n * 8, 8)).collect()).into_iter().for_each(Result::unwrap);
+        let pool = live.pool.clone();
+        let mut checkpoint = Box::pin(async move { drop(pool.checkpoint().await) });
+        let ended = live.rig.run_for(turns, checkpoint.as_mut()).is_some();
+        let flushes = disk.counts().flushes;
+        live.good(Op::Flush { volume });
+        beside += u32::from(!ended && disk.counts().flushes > flushes);
+        // What a power cut leaves at least, at this moment.
+        let image = durable(vec![start], &tape.recording()).remove(0);
+        let model = live.model.borrow().clone();
+        live.close();
+        end(&live.rig, &[disk], &live.pool);
+        let disk = Disk::new(0, image, true, 6, None);
+        let pool = import(&live.rig, std::slice::from_ref(&disk)).unwrap();
+        let found = model.check(&live.rig.run(look(&pool)).unwrap(), true);
+        found.unwrap_or_else(|e| panic!("flushed {turns} turns after a checkpoint began: {e}"));
+        end(&live.rig, &[disk], &pool);
+        if ended {
+            break;
+        }
+    }
+    assert!(beside > 10, "{beside}: no checkpoint was under way");
+}
