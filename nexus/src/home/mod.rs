@@ -146,6 +146,8 @@ pub(crate) fn detach(shared: &Arc<Shared>, id: PeerId) -> impl Future<Output = (
     async move {
         let detached = home.call(move || async move {
             if let Some(home) = find(nexus) {
+                // After its attachment, which may still be under way.
+                let _pass = home.gate.enter().await;
                 home.state.borrow_mut().peers.retain(|p| p.id != id || Some(p.core.id()) != here);
             }
         });

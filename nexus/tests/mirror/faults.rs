@@ -130,6 +130,30 @@ fn the_last_child_answers_for_itself() {
     assert_eq!(world.store.healthy(), [true]);
 }
 
+/// Hazard H7: after a clean end the children are equal, whatever one of them would have forgotten in a power cut.
+#[test]
+fn h07_a_clean_end_leaves_equal_children() {
+    for seed in 0..10 {
+        let world = World::new(2, 0, 200 + seed);
+        for block in 0..30 {
+            world.write(block, block as u8 + 1).unwrap();
+        }
+        world.rig.run(world.nexus.shutdown()).unwrap();
+        assert!(world.store.last().clean_shutdown);
+        world.disks[1].cut_power();
+        assert!(world.equal(0, 1), "seed {seed}");
+    }
+}
+
+#[test]
+fn an_end_whose_flush_fails_is_not_recorded_as_clean() {
+    let world = World::new(2, 0, 9);
+    world.write(1, 1).unwrap();
+    world.disks[0].set_faults(Faults { flush_error: 1, ..Faults::default() });
+    world.rig.run(world.nexus.shutdown()).unwrap();
+    assert!(!world.store.last().clean_shutdown);
+}
+
 /// Nobody has to write to find out that a device was pulled.
 #[test]
 fn a_device_that_goes_is_noticed_without_io() {
