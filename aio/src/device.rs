@@ -4,6 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use crate::facets::{Marks, Ranges, Snapshots};
 use crate::io::{BlockCount, Completion, Io, Lent, Token};
 use crate::time::Instant;
 
@@ -219,6 +220,21 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// [`REMOVED`](crate::check::REMOVED). What is in flight completes, well
     /// or with that status. Repeating it does nothing.
     fn remove(&self);
+
+    /// Tells which ranges hold something, where the device knows.
+    fn ranges(&self) -> Option<&dyn Ranges> {
+        None
+    }
+
+    /// Keeps marks that changes can be asked from, where the device does.
+    fn marks(&self) -> Option<&dyn Marks> {
+        None
+    }
+
+    /// Makes snapshots of itself, where the device can.
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        None
+    }
 
     /// Opens the data side for the core that calls. The channel never leaves that core's thread.
     /// Dropping the future opens nothing.

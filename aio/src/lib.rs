@@ -3,6 +3,7 @@
 //! # Map
 //! - [`device`]: the contract. A [`BlockDevice`] is the control side, an [`IoChannel`] the per-core data side.
 //! - [`devices`]: malloc, null, files and block devices, and the simulated one.
+//! - [`facets`]: what a device can tell and do beyond I/O, for those who ask on a core's executor.
 //! - [`io`]: what crosses the contract: [`Io`], [`Token`], [`Completion`].
 //! - [`check`]: is this I/O valid on that device? Used by every device before it takes one.
 //! - [`sg`]: scatter-gather entries and the regions that they name.
@@ -15,6 +16,7 @@
 //! - [`net`]: TCP sockets as byte streams.
 //! - `ring` (inside): the core's io_uring, which files, sockets and wake-ups share.
 //! - [`facade`]: the contract as `async` functions on buffers.
+//! - [`gate`]: an asynchronous lock for tasks of one core.
 //! - [`time`]: the clock that everything below takes as an argument.
 #![warn(missing_docs)]
 
@@ -22,6 +24,8 @@ pub mod check;
 pub mod device;
 pub mod devices;
 pub mod facade;
+pub mod facets;
+pub mod gate;
 pub mod io;
 pub mod memory;
 pub mod net;
@@ -39,6 +43,7 @@ pub use device::{
     Sleep,
 };
 pub use facade::Descriptor;
+pub use facets::{FacetError, FacetFuture, Marks, Ranges, Snapshots};
 pub use io::{BlockCount, BlockRange, Completion, Io, IoFlags, Lba, Lent, MAX_RANGES, Opcode, Token};
 pub use memory::{DmaBuf, DmaPool, DmaPools, Memory};
 pub use nvme::Status as IoStatus;

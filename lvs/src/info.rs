@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
 
+pub use aio::facets::CreateSnapshot;
 use uuid::Uuid;
 
 /// How a pool is made.
@@ -177,21 +178,6 @@ pub struct VolumeProperties {
     pub allowed_hosts: Vec<String>,
     /// The owner's name for it.
     pub entity_id: Option<String>,
-}
-
-/// How a snapshot is made.
-#[derive(Clone, Debug)]
-pub struct CreateSnapshot {
-    /// Unique in the pool.
-    pub name: String,
-    /// Unique in the pool.
-    pub uuid: Uuid,
-    /// The transaction that it belongs to.
-    pub txn_id: String,
-    /// The owner's name for it.
-    pub entity_id: String,
-    /// When, as the caller says (all snapshots of one volume's replicas carry the same time).
-    pub created: SystemTime,
 }
 
 /// A snapshot, as lists show it.

@@ -6,13 +6,11 @@
 //! - [`index`]: which version of a block is where: the delta in memory, the trees in pages.
 //! - [`format`](mod@format): what stands on the disks, encoded and decoded.
 //! - [`types`]: the numbers: lines, blocks, sequence numbers, addresses.
-//! - [`facets`]: what a volume tells beyond I/O: allocated and changed ranges, marks.
 //! - [`info`]: what the control side asks for and is told. - [`error`]: why it is refused.
 //! - `FORMAT.md`, beside this crate's manifest: every byte, and why each order of writes is safe.
 #![warn(missing_docs)]
 
 pub mod error;
-pub mod facets;
 #[forbid(unsafe_code)]
 pub mod format;
 pub mod index;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use aio::devices::sim::SimDisk;
 use aio::facade::ByteRange;
+use aio::facets::{Extent, FacetError, MOST_MARKS, Piece, Position, Since, errno};
 use aio::{BlockCount, BlockDevice, BlockRange, Descriptor, Lba};
-use lvs::facets::{Extent, FacetError, MOST_MARKS, Piece, Position, Since};
 use lvs::info::{CreatePool, CreateSnapshot, CreateVolume, ImportPool};
 use lvs::{Pool, Volume};
 use rig::{Rig, Rng, on};
@@ -168,7 +168,8 @@ impl World {
         let origin = self.volumes[&source].all(step);
         self.volumes.insert(clone.uuid(), Model::new(Some(origin)));
         // What changed in the clone since it was made is all that is its own.
-        let changed = self.answer(&clone, |piece| clone.ranges().changed(Since::Snapshot(snapshot), piece));
+        let changed =
+            self.answer(&clone, |piece| clone.ranges().unwrap().changed(Since::Snapshot(snapshot), piece));
         assert_eq!(changed, []);
     }
 
@@ -218,7 +219,7 @@ impl World {
         self.rig.run(d.close());
         let device = self.device(uuid);
         let piece = Piece { range: everything(self.block_bytes), most: 5 };
-        let unknown = self.rig.run(device.ranges().changed(Since::Position(stale), piece));
+        let unknown = self.rig.run(device.ranges().unwrap().changed(Since::Position(stale), piece));
         assert!(matches!(unknown, Err(FacetError::Unknown { .. })), "another incarnation");
     }
 
@@ -238,7 +239,7 @@ impl World {
     fn answer<'a>(
         &mut self,
         device: &Volume,
-        ask: impl Fn(Piece) -> lvs::facets::FacetFuture<'a, lvs::facets::Page>,
+        ask: impl Fn(Piece) -> aio::facets::FacetFuture<'a, aio::facets::Page>,
     ) -> Vec<(u64, bool)> {
         let per = BLOCK / self.block_bytes;
         let most = 1 + self.rng.below(40) as usize;
@@ -275,26 +276,27 @@ impl World {
     fn compare(&mut self) {
         for uuid in self.volumes.keys().copied().collect::<Vec<_>>() {
             let (device, model) = (self.device(uuid), self.volumes[&uuid].clone());
-            let allocated = self.answer(&device, |piece| device.ranges().allocated(piece));
+            let allocated = self.answer(&device, |piece| device.ranges().unwrap().allocated(piece));
             let want: Vec<_> =
                 (0..BLOCKS).filter(|&b| model.content(b, u64::MAX) != 0).map(|b| (b, true)).collect();
             assert_eq!(allocated, want);
             for (&id, &step) in &model.marks {
-                let changed = self.answer(&device, |piece| device.ranges().changed(Since::Mark(id), piece));
+                let changed =
+                    self.answer(&device, |piece| device.ranges().unwrap().changed(Since::Mark(id), piece));
                 assert_eq!(changed, since(&model, step), "since step {step}");
             }
             for (&snapshot, &step) in &model.snapshots {
                 let of = Since::Snapshot(snapshot);
-                let changed = self.answer(&device, |piece| device.ranges().changed(of, piece));
+                let changed = self.answer(&device, |piece| device.ranges().unwrap().changed(of, piece));
                 assert_eq!(changed, since(&model, step), "since the snapshot of step {step}");
                 let opened = self.rig.run(self.pool.open_snapshot(snapshot)).unwrap();
-                let allocated = self.answer(&opened, |piece| opened.ranges().allocated(piece));
+                let allocated = self.answer(&opened, |piece| opened.ranges().unwrap().allocated(piece));
                 let want: Vec<_> =
                     (0..BLOCKS).filter(|&b| model.content(b, step) != 0).map(|b| (b, true)).collect();
                 assert_eq!(allocated, want, "the snapshot of step {step}");
                 for (&older, &before) in model.snapshots.iter().filter(|(_, at)| **at < step) {
                     let of = Since::Snapshot(older);
-                    let changed = self.answer(&opened, |piece| opened.ranges().changed(of, piece));
+                    let changed = self.answer(&opened, |piece| opened.ranges().unwrap().changed(of, piece));
                     compare_snapshots(&model, before, step, &changed);
                 }
             }
@@ -407,7 +409,7 @@ fn answers_hold_what_completed_before_while_writes_and_merges_go_on() {
         while w.rig.run_for(1, checkpoint.as_mut()).is_none() {
             let done = since(&w.volumes[&uuid], began);
             let piece = Piece { range: everything(4096), most: 4096 };
-            let mut question = device.ranges().changed(Since::Position(at), piece);
+            let mut question = device.ranges().unwrap().changed(Since::Position(at), piece);
             let page = loop {
                 if let Some(page) = w.rig.run_for(1, &mut question) {
                     break page.unwrap();
@@ -442,8 +444,9 @@ fn h11_what_a_smaller_size_cut_off_changed() {
     let at = w.rig.run(device.marks().unwrap().position()).unwrap();
     w.rig.run(w.pool.resize_volume(uuid, BLOCKS * BLOCK / 2)).unwrap();
     w.rig.run(w.pool.checkpoint()).unwrap();
-    let changed =
-        |w: &mut World| w.answer(&device, |piece| device.ranges().changed(Since::Position(at), piece));
+    let changed = |w: &mut World| {
+        w.answer(&device, |piece| device.ranges().unwrap().changed(Since::Position(at), piece))
+    };
     assert_eq!(changed(&mut w), []);
     w.rig.run(w.pool.resize_volume(uuid, BLOCKS * BLOCK)).unwrap();
     let want: Vec<_> = (BLOCKS / 2..BLOCKS).map(|block| (block, false)).collect();
@@ -459,7 +462,7 @@ fn what_is_not_known_is_said_so() {
     let device = w.device(uuid);
     let piece = Piece { range: everything(4096), most: 0 };
     let unknown = |w: &World, device: &Volume, since| {
-        let asked = w.rig.run(device.ranges().changed(since, piece));
+        let asked = w.rig.run(device.ranges().unwrap().changed(since, piece));
         assert!(matches!(asked, Err(FacetError::Unknown { .. })), "{asked:?}");
     };
     unknown(&w, &device, Since::Mark(5));
@@ -474,10 +477,10 @@ fn what_is_not_known_is_said_so() {
     assert!(matches!(w.rig.run(marks.put_mark(8, other)), Err(FacetError::Unknown { .. })));
     // A position outlives a clean export, and is asked of the same volume only.
     w.rig.run(w.pool.export()).unwrap();
-    assert!(matches!(w.rig.run(device.ranges().allocated(piece)), Err(FacetError::Gone { .. })));
+    assert!(matches!(w.rig.run(device.ranges().unwrap().allocated(piece)), Err(FacetError::Gone { .. })));
     w.import();
     let device = w.device(uuid);
-    assert!(w.rig.run(device.ranges().changed(Since::Position(at), piece)).is_ok());
+    assert!(w.rig.run(device.ranges().unwrap().changed(Since::Position(at), piece)).is_ok());
     // A snapshot has no marks, and is only asked since an older one; a clone has none of its origin's.
     w.change();
     while w.volumes[&uuid].snapshots.is_empty() || w.volumes.len() < 2 {
@@ -495,12 +498,29 @@ fn what_is_not_known_is_said_so() {
         w.rig.run(device.marks().unwrap().remove_mark(7)).unwrap();
         unknown(&w, &device, Since::Mark(7));
     }
+    // A snapshot is made, once, and not of a snapshot.
+    let spec = |uuid: u128, name: &str| CreateSnapshot {
+        name: name.into(),
+        uuid: Uuid::from_u128(uuid),
+        txn_id: "t".into(),
+        entity_id: "e".into(),
+        created: std::time::SystemTime::UNIX_EPOCH,
+    };
+    let snapshots = device.snapshots().unwrap();
+    w.rig.run(snapshots.create_snapshot(spec(71, "made by the facet"))).unwrap();
+    let made = w.rig.run(w.pool.snapshot_info(Uuid::from_u128(71))).unwrap();
+    assert_eq!((made.name.as_str(), made.source), ("made by the facet", Some(uuid)));
+    let again = w.rig.run(snapshots.create_snapshot(spec(71, "another name"))).unwrap_err();
+    assert_eq!(again.errno(), errno::EEXIST, "{again:?}");
+    let nameless = w.rig.run(snapshots.create_snapshot(spec(72, ""))).unwrap_err();
+    assert_eq!(nameless.errno(), errno::EINVAL, "{nameless:?}");
+    assert!(w.rig.run(w.pool.open_snapshot(Uuid::from_u128(71))).unwrap().snapshots().is_none());
     // Beyond the end nothing is.
     for (start, blocks) in [(BLOCKS, 5), (u64::MAX, u64::MAX), (0, 0)] {
         let range = BlockRange { start: Lba(start), blocks: BlockCount(blocks) };
-        let page = w.rig.run(device.ranges().allocated(Piece { range, most: 9 })).unwrap();
+        let page = w.rig.run(device.ranges().unwrap().allocated(Piece { range, most: 9 })).unwrap();
         assert_eq!((page.extents, page.next), (vec![], None));
     }
     w.rig.run(w.pool.destroy_volume(uuid)).unwrap();
-    assert!(matches!(w.rig.run(device.ranges().allocated(piece)), Err(FacetError::Gone { .. })));
+    assert!(matches!(w.rig.run(device.ranges().unwrap().allocated(piece)), Err(FacetError::Gone { .. })));
 }

@@ -581,15 +581,23 @@ fn facets_of_a_volume_are_asked_from_other_cores() {
     let buf = here.0.core().pools().unwrap().alloc(BLOCK as u32).unwrap();
     here.run(d.write_at(5 * BLOCK as u64, BLOCK as u32, buf)).0.unwrap();
     let range = aio::BlockRange { start: Lba(0), blocks: BlockCount(64) };
-    let piece = lvs::facets::Piece { range, most: 10 };
-    let since = lvs::facets::Since::Position(at);
-    let found = here.run(volume.ranges().changed(since, piece)).unwrap();
+    let piece = aio::facets::Piece { range, most: 10 };
+    let since = aio::facets::Since::Position(at);
+    let found = here.run(volume.ranges().unwrap().changed(since, piece)).unwrap();
     let one = aio::BlockRange { start: Lba(5), blocks: BlockCount(1) };
-    assert_eq!(found.extents, [lvs::facets::Extent { range: one, data: true }]);
+    assert_eq!(found.extents, [aio::facets::Extent { range: one, data: true }]);
+    let snapshot = CreateSnapshot {
+        name: "s".into(),
+        uuid: Uuid::from_u128(77),
+        txn_id: String::new(),
+        entity_id: String::new(),
+        created: std::time::SystemTime::UNIX_EPOCH,
+    };
+    here.run(volume.snapshots().unwrap().create_snapshot(snapshot)).unwrap();
     // From a thread without a core.
     let asked = volume.clone();
     let elsewhere = thread::spawn(move || {
-        let mut question = asked.ranges().allocated(piece);
+        let mut question = asked.ranges().unwrap().allocated(piece);
         let started = Instant::now();
         loop {
             if let Poll::Ready(page) = question.as_mut().poll(&mut Context::from_waker(Waker::noop())) {

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use aio::gate::Gate;
 use aio::memory::DmaPool;
 use aio::{BlockDevice, Core};
 use uuid::Uuid;
@@ -171,8 +172,8 @@ pub(super) fn assemble(core: &Core, parts: Parts) -> Result<Rc<Store>, LvsError>
         closing: Cell::new(false),
         closed: Cell::new(false),
         scrub: super::scrub::Scrub::default(),
-        checkpoints: super::gate::Gate::default(),
-        changes: super::gate::Gate::default(),
+        checkpoints: Gate::default(),
+        changes: Gate::default(),
     }))
 }
 

@@ -6,8 +6,9 @@
 
 use std::rc::Rc;
 
+use aio::gate::Pass;
+
 use super::clean::Pace;
-use super::gate::Pass;
 use super::member::Member;
 use super::{Inner, LOOK_AGAIN, Store};
 use crate::LvsError;
@@ -175,7 +176,7 @@ impl Store {
         Ok(core::mem::replace(place, absent))
     }
 
-    /// As [`Gate::enter`](super::gate::Gate::enter) for changes, unless the pool is being closed.
+    /// As [`Gate::enter`](aio::gate::Gate::enter) for changes, unless the pool is being closed.
     async fn enter_changes(&self) -> Result<Pass<'_>, LvsError> {
         loop {
             if self.closing.get() {

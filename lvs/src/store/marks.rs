@@ -6,9 +6,9 @@ use uuid::Uuid;
 
 use super::{Inner, LOOK_AGAIN, Store, Target};
 use crate::LvsError;
-use crate::facets::{MOST_MARKS, Mark};
 use crate::format::catalog::{Change, Object, VolumeObject};
 use crate::types::Seq;
+use aio::facets::{MOST_MARKS, Mark};
 
 /// Properties of volumes that are marks begin so; the id in hexadecimal digits follows. The value is the number, decimal.
 const MARK: &str = "mark.";

@@ -34,7 +34,6 @@ mod evacuate;
 mod facts;
 mod fetch;
 mod flush;
-mod gate;
 mod import;
 mod inspect;
 mod io;
@@ -67,6 +66,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use aio::device::Sleep;
+use aio::gate::Gate;
 use aio::time::Instant;
 use aio::{
     BlockRange, Busy, Completion, Core, DmaPool, Io, IoFlags, IoStatus, Opcode, Poller, SgEntry, Token,
@@ -80,7 +80,6 @@ use crate::types::{BLOCK_BYTES, BlockNo, LineId, SegmentId, Seq};
 use uuid::Uuid;
 
 use self::catalogue::Catalogue;
-use self::gate::Gate;
 use self::io::{IoCtx, Queue, Stage};
 use self::lines::Lines;
 use self::log::{Log, Stream};

@@ -3,29 +3,20 @@
 use core::future::Future;
 use std::rc::Rc;
 
+use aio::facets::{
+    CreateSnapshot, Extent, FacetError, FacetFuture, MOST_RANGES, Mark, Marks, Page, Piece, Position, Ranges,
+    Since, Snapshots, errno,
+};
 use aio::{BlockCount, BlockDevice, BlockRange, Lba};
 use uuid::Uuid;
 
 use super::Volume;
 use crate::LvsError;
-use crate::facets::{
-    Extent, FacetError, FacetFuture, MOST_RANGES, Mark, Marks, Page, Piece, Position, Ranges, Since,
-};
 use crate::index::Spans;
 use crate::store::{Asked, Past, Store, open_stores};
 use crate::types::{BLOCK_BYTES, Seq};
 
 impl Volume {
-    /// Which ranges hold something.
-    pub fn ranges(&self) -> &dyn Ranges {
-        self
-    }
-
-    /// Marks; a snapshot never changes, and has none.
-    pub fn marks(&self) -> Option<&dyn Marks> {
-        (!self.is_snapshot()).then_some(self as &dyn Marks)
-    }
-
     /// Blocks of the device in a block of the store.
     fn per_block(&self) -> u64 {
         u64::from(BLOCK_BYTES / self.0.geometry.block_bytes)
@@ -60,7 +51,8 @@ impl Volume {
             Ok(Ok(answer)) => Ok(answer),
             Err(_) | Ok(Err(LvsError::Closed { .. })) => Err(self.gone()),
             Ok(Err(source)) => {
-                Err(FacetError::Failed { what, device: self.0.name.clone(), source: Box::new(source) })
+                let (device, errno) = (self.0.name.clone(), errno_of(&source));
+                Err(FacetError::Failed { what, device, errno, source: Box::new(source) })
             }
         }
     }
@@ -123,6 +115,17 @@ impl Volume {
     }
 }
 
+/// The number by which Linux calls it.
+fn errno_of(error: &LvsError) -> i32 {
+    match error {
+        LvsError::NoSpace { .. } => errno::ENOSPC,
+        LvsError::Exists { .. } => errno::EEXIST,
+        LvsError::NotFound { .. } => errno::ENOENT,
+        LvsError::BadName { .. } => errno::EINVAL,
+        _ => errno::EIO,
+    }
+}
+
 impl Ranges for Volume {
     fn granularity(&self) -> BlockCount {
         BlockCount(self.per_block())
@@ -179,5 +182,14 @@ impl Marks for Volume {
     fn marks(&self) -> FacetFuture<'_, Vec<Mark>> {
         let uuid = self.0.uuid;
         Box::pin(self.ask("ask for marks of", move |store| async move { store.inner().marks_of(uuid) }))
+    }
+}
+
+impl Snapshots for Volume {
+    fn create_snapshot(&self, spec: CreateSnapshot) -> FacetFuture<'_, ()> {
+        let uuid = self.0.uuid;
+        Box::pin(self.ask("make a snapshot of", move |store| async move {
+            store.create_snapshot(uuid, spec).await.map(drop)
+        }))
     }
 }

@@ -18,7 +18,7 @@ use aio::device::{EventSink, Subscription};
 use aio::devices::events::EventHub;
 use aio::{
     BlockCount, BlockDevice, Capabilities, Core, CoreHandle, DeviceError, DeviceEvent, Geometry, IoChannel,
-    LocalBoxFuture,
+    LocalBoxFuture, Marks, Ranges, Snapshots,
 };
 use uuid::Uuid;
 
@@ -157,6 +157,20 @@ impl BlockDevice for Volume {
         if self.0.alive.swap(false, Ordering::AcqRel) {
             self.0.events.send(DeviceEvent::Removed);
         }
+    }
+
+    fn ranges(&self) -> Option<&dyn Ranges> {
+        Some(self)
+    }
+
+    /// A snapshot never changes, and has none.
+    fn marks(&self) -> Option<&dyn Marks> {
+        (!self.is_snapshot()).then_some(self as &dyn Marks)
+    }
+
+    /// There are none of a snapshot.
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        (!self.is_snapshot()).then_some(self as &dyn Snapshots)
     }
 
     fn open_channel(&self) -> LocalBoxFuture<'_, Result<Box<dyn IoChannel>, DeviceError>> {

@@ -3,13 +3,11 @@
 //! - `Home` (this file): the state, and the ways to it from channels on any core.
 //! - `retire`: what happens when children fail: the order that keeps acknowledged writes.
 //! - `children`: children come, go, and come back. - `repair`: bad blocks are written anew from another child.
-//! - `gate`: one at a time.
 //!
 //! A decision reaches a core's channel as a call that runs there between two turns ([`crate::channel`]); it is in force
 //! when every channel has answered.
 
 mod children;
-mod gate;
 mod repair;
 mod retire;
 
@@ -21,10 +19,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use aio::device::Subscription;
+use aio::gate::Gate as OneAtATime;
 use aio::{BlockDevice, BlockRange, Core, CoreHandle, DeviceError, DeviceEvent, IoStatus, check};
 use uuid::Uuid;
 
-use self::gate::Gate as OneAtATime;
 use crate::channel::{self, Gate, OpenFailed, PeerId, Table, Verdict};
 use crate::child::{ChildInfo, ChildState, MAX_CHILDREN, Mask, NexusState};
 use crate::dirty::{DirtyMap, Logs};

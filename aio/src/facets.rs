@@ -1,7 +1,13 @@
-//! What a device can tell beyond I/O: which ranges hold something, which changed, and marks to ask from.
+//! Optional async facets of a device: what it can tell and do beyond I/O. Which ranges hold something, which changed, marks to
+//! ask from, snapshots.
 //!
-//! A mirror asks for that to copy no more than it has to. These traits name nothing of the store: their place is beside
-//! [`BlockDevice`](aio::BlockDevice), as optional facets of it, and they stand here until they move there.
+//! A mirror asks for that to copy no more than it has to, and a target for what its hosts ask it. A device that has a facet
+//! gives it by a method of its own ([`BlockDevice::ranges`](crate::BlockDevice::ranges) and those beside it); others have none.
+//!
+//! # Cores
+//! A facet may be asked from every core, by a task of that core's executor: its futures stay there ([`FacetFuture`] is not
+//! `Send`). A device with a home core asks that one by message and does the work there, so a proxy of its channel has no part in it.
+//! Threads without a reactor call a core first. Dropping a future gives up waiting; what was begun may take place all the same.
 //!
 //! # Marks
 //! Whoever keeps copies of one volume on several devices reads the [`Position`] of each, waits until every write that it had
@@ -15,25 +21,26 @@
 //! before is. Each call looks at a bounded number of places and lets others on the core work: asking from `next` on until
 //! there is none covers everything, and costs about what the answer is long, not what the device is large.
 
-use core::future::Future;
-use core::pin::Pin;
+use std::time::SystemTime;
 
-use aio::{BlockCount, BlockRange, Lba};
 use uuid::Uuid;
+
+use crate::device::LocalBoxFuture;
+use crate::io::{BlockCount, BlockRange, Lba};
 
 /// Ranges of one answer at most, however many are asked for.
 pub const MOST_RANGES: usize = 4096;
 /// Marks that a device keeps: the newest by position.
 pub const MOST_MARKS: usize = 16;
 
-/// A call of a facet. Works on every executor; dropping it gives up waiting.
-pub type FacetFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, FacetError>> + Send + 'a>>;
+/// A call of a facet: for the executor of the core that asks. Dropping it gives up waiting.
+pub type FacetFuture<'a, T> = LocalBoxFuture<'a, Result<T, FacetError>>;
 
 /// A place in a device's history: what is submitted after it was read is behind it. Of two positions of one device the
 /// greater number is later; positions of different devices, or incarnations of one, have nothing to do with each other.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Position {
-    /// Of the device, as [`aio::BlockDevice::incarnation`] gives it: another one knows nothing of it.
+    /// Of the device, as [`BlockDevice::incarnation`](crate::BlockDevice::incarnation) gives it: another one knows nothing of it.
     pub incarnation: u128,
     /// Where in it.
     pub number: u64,
@@ -86,6 +93,24 @@ pub struct Page {
     pub next: Option<Lba>,
 }
 
+/// Error numbers of Linux that facets answer with: they cross the wire and stand in replies.
+pub mod errno {
+    /// There is no such thing.
+    pub const ENOENT: i32 = 2;
+    /// It failed, for no reason that has a number of its own.
+    pub const EIO: i32 = 5;
+    /// The device is not there.
+    pub const ENODEV: i32 = 19;
+    /// It exists already.
+    pub const EEXIST: i32 = 17;
+    /// The request makes no sense.
+    pub const EINVAL: i32 = 22;
+    /// No room.
+    pub const ENOSPC: i32 = 28;
+    /// The device cannot do that.
+    pub const EOPNOTSUPP: i32 = 95;
+}
+
 /// Why a facet has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum FacetError {
@@ -110,14 +135,27 @@ pub enum FacetError {
         what: &'static str,
         /// On which device.
         device: String,
+        /// The number by which Linux calls it; [`errno::EIO`] when there is no better one.
+        errno: i32,
         /// Why.
         #[source]
         source: Box<dyn core::error::Error + Send + Sync>,
     },
 }
 
+impl FacetError {
+    /// The number by which Linux calls it.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Gone { .. } => errno::ENODEV,
+            Self::Unknown { .. } => errno::ENOENT,
+            Self::Failed { errno, .. } => *errno,
+        }
+    }
+}
+
 /// Which ranges of a device hold something.
-pub trait Ranges: Send + Sync {
+pub trait Ranges {
     /// Blocks that hold something, or changed, together.
     fn granularity(&self) -> BlockCount;
 
@@ -130,7 +168,7 @@ pub trait Ranges: Send + Sync {
 }
 
 /// Places in the history of a device that can be asked from.
-pub trait Marks: Send + Sync {
+pub trait Marks {
     /// Where the device is now: every write that is submitted after the answer is behind it.
     fn position(&self) -> FacetFuture<'_, Position>;
 
@@ -142,4 +180,26 @@ pub trait Marks: Send + Sync {
 
     /// Those that it has, the newest first.
     fn marks(&self) -> FacetFuture<'_, Vec<Mark>>;
+}
+
+/// How a snapshot is made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CreateSnapshot {
+    /// Unique where the snapshot is kept.
+    pub name: String,
+    /// Unique where the snapshot is kept.
+    pub uuid: Uuid,
+    /// The transaction that it belongs to.
+    pub txn_id: String,
+    /// The owner's name for it.
+    pub entity_id: String,
+    /// When, as the caller says (all snapshots of one volume's replicas carry the same time).
+    pub created: SystemTime,
+}
+
+/// Makes snapshots.
+pub trait Snapshots {
+    /// Makes a snapshot of the device: it holds every write that completed before the call, and none that was submitted after it
+    /// returned. It is durable when that resolves. Dropping the future leaves it open whether there is one.
+    fn create_snapshot(&self, spec: CreateSnapshot) -> FacetFuture<'_, ()>;
 }
