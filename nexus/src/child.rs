@@ -1,6 +1,7 @@
 //! What a child is and how it fares, in Mayastor's terms.
 
 use core::fmt;
+use std::time::SystemTime;
 
 use aio::IoStatus;
 
@@ -98,6 +99,14 @@ pub struct ChildInfo {
     pub state: ChildState,
     /// Percent copied, while it is being rebuilt.
     pub rebuild_progress: Option<u32>,
+    /// Name of its device.
+    pub device: String,
+    /// When it was taken out of use, if it was.
+    pub fault_time: Option<SystemTime>,
+    /// What it has missed since then is known.
+    pub has_log: bool,
+    /// It was taken out of use, and its device still has I/Os of ours.
+    pub is_closing: bool,
 }
 
 /// How a nexus fares.

@@ -8,6 +8,7 @@
 //! - `locks`: ranges that are being written, over all cores.
 //! - [`membership`]: who is healthy, where it outlives the process. - [`layout`]: where the data stands on a child.
 //! - [`child`]: states and reasons. - [`error`]: why an operation is refused. - `shared`: what all cores see.
+//! - [`stats`]: what it was asked to do.
 //!
 //! A nexus knows its children by the block-device contract only.
 #![warn(missing_docs)]
@@ -23,6 +24,7 @@ pub mod membership;
 mod nexus;
 pub mod rebuild;
 mod shared;
+pub mod stats;
 
 pub use child::{ChildInfo, ChildState, Fault, NexusState};
 pub use error::NexusError;

@@ -17,6 +17,7 @@ use crate::layout;
 use crate::membership::{MembershipStore, Record};
 use crate::rebuild::{RebuildRecord, RebuildStats};
 use crate::shared::{Shared, SharedParts};
+use crate::stats::IoStats;
 
 /// A device that is to be a child.
 pub struct ChildSpec {
@@ -111,6 +112,16 @@ impl Nexus {
     /// Blocks of children that could not be read and were written anew from another, since the nexus was created.
     pub fn repaired_blocks(&self) -> u64 {
         self.0.repaired_blocks()
+    }
+
+    /// What it was asked to do since it was created, or since the last reset.
+    pub fn io_stats(&self) -> IoStats {
+        self.0.stats.sum()
+    }
+
+    /// Counts I/Os from zero again.
+    pub fn reset_io_stats(&self) {
+        self.0.stats.reset();
     }
 
     /// Adds a child, which lacks everything until it was rebuilt.

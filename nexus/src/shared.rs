@@ -7,6 +7,7 @@ use aio::{BlockCount, Capabilities, CoreHandle, DeviceEvent, Geometry};
 use uuid::Uuid;
 
 use crate::locks::RangeLocks;
+use crate::stats::StatsHub;
 
 /// See the module.
 pub(crate) struct Shared {
@@ -21,6 +22,7 @@ pub(crate) struct Shared {
     pub(crate) capabilities: Capabilities,
     pub(crate) locks: RangeLocks,
     pub(crate) events: EventHub,
+    pub(crate) stats: StatsHub,
     blocks: AtomicU64,
     alive: AtomicBool,
     counters: Counters,
@@ -54,6 +56,7 @@ impl Shared {
             geometry: parts.geometry,
             capabilities: parts.capabilities,
             events: EventHub::default(),
+            stats: StatsHub::default(),
             blocks: AtomicU64::new(parts.size.0),
             alive: AtomicBool::new(true),
             counters: Counters::default(),

@@ -13,6 +13,7 @@ use crate::dirty::Logs;
 use crate::home;
 use crate::layout::QUEUE_DEPTH;
 use crate::shared::Shared;
+use crate::stats::ChannelStats;
 
 /// Completions taken from one child in one turn.
 const BUDGET: usize = 256;
@@ -59,6 +60,7 @@ pub(super) struct Inner {
     /// Ranges that could not be read from a child, and could from another.
     pub(super) bad_ranges: Vec<(usize, BlockRange)>,
     report_due: bool,
+    stats: Arc<ChannelStats>,
     scratch: Vec<Completion>,
     refused: bool,
     /// There was no memory for a copy: it is tried again in the next turn.
@@ -68,6 +70,7 @@ pub(super) struct Inner {
 
 impl Inner {
     pub(super) fn new(core: Core, shared: Arc<Shared>) -> Self {
+        let stats = shared.stats.channel();
         Self {
             shared,
             core,
@@ -85,6 +88,7 @@ impl Inner {
             failures: [None; MAX_CHILDREN],
             bad_ranges: Vec::with_capacity(MAX_BAD_RANGES),
             report_due: false,
+            stats,
             scratch: Vec::with_capacity(BUDGET),
             refused: false,
             out_of_memory: false,
@@ -123,7 +127,8 @@ impl Inner {
             return Ok(());
         }
         let Some(index) = self.free.pop() else { return self.busy() };
-        self.slots[index as usize].fill(io, token);
+        let (now, block_bytes) = (self.core.now(), shared.geometry.block_bytes);
+        self.slots[index as usize].fill(io, token, now, block_bytes);
         if self.needs_copy(io) && !self.copy_payload(index) {
             self.give_back(index);
             self.out_of_memory = true;
@@ -255,7 +260,11 @@ impl Inner {
     /// Ends an I/O.
     #[inline]
     pub(super) fn complete(&mut self, index: u32, status: IoStatus, result: u64) {
-        let token = self.slots[index as usize].token;
+        let slot = &self.slots[index as usize];
+        let token = slot.token;
+        if status.is_success() {
+            self.stats.count(slot.opcode, slot.bytes, self.core.now().since(slot.arrived));
+        }
         self.give_back(index);
         self.done.push_back(Completion { result, ..Completion::new(token, status) });
     }

@@ -53,6 +53,10 @@ pub(super) struct Slot {
     pub(super) answers: [IoStatus; MAX_CHILDREN],
     /// When its read was submitted.
     pub(super) started: Instant,
+    /// When it was taken.
+    pub(super) arrived: Instant,
+    /// What it moves.
+    pub(super) bytes: u64,
     /// It waits for its blocks.
     pub(super) waits: bool,
     /// It waits for the home core's word on the children that failed.
@@ -82,14 +86,17 @@ impl Slot {
             status: IoStatus::SUCCESS,
             answers: [IoStatus::SUCCESS; MAX_CHILDREN],
             started: Instant::from_ns(0),
+            arrived: Instant::from_ns(0),
+            bytes: 0,
             waits: false,
             parked: false,
         }
     }
 
     /// Takes an I/O over.
-    pub(super) fn fill(&mut self, io: &Io<'_>, token: Token) {
+    pub(super) fn fill(&mut self, io: &Io<'_>, token: Token, now: Instant, block_bytes: u32) {
         self.used = true;
+        self.arrived = now;
         self.token = token;
         self.opcode = io.opcode;
         // What a child lends cannot be passed on: it is the child's token that names it.
@@ -104,6 +111,8 @@ impl Slot {
         self.second.extend_from_slice(io.second);
         self.ranges.clear();
         self.ranges.extend(io.ranges.iter().rev().filter(|r| r.blocks.0 > 0));
+        let blocks = self.ranges.iter().fold(self.at.blocks.0, |sum, r| sum.wrapping_add(r.blocks.0));
+        self.bytes = blocks.wrapping_mul(block_bytes.into());
         self.step = match io.opcode {
             Opcode::Read | Opcode::Verify | Opcode::Compare => Step::Read,
             Opcode::CompareAndWrite => Step::Compare,

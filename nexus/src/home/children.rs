@@ -41,6 +41,7 @@ impl Home {
                 device: new.device,
                 uuid: new.uuid,
                 state: ChildState::OutOfSync,
+                fault_time: None,
                 log: None,
                 job: None,
                 leaving: std::cell::Cell::new(0),
@@ -120,6 +121,11 @@ impl Home {
         found.ok_or_else(|| NexusError::ChildNotFound { nexus: self.name(), child: uri.to_owned() })
     }
 
+    /// The state of a child that takes no part.
+    fn state_outside(&self, place: usize) -> Option<ChildState> {
+        self.state.borrow().children[place].as_ref().filter(|c| !c.is_member()).map(|c| c.state)
+    }
+
     /// Refuses to go on without the child at `place`, if it is the last one in sync.
     fn check_not_last(&self, place: usize) -> Result<(), NexusError> {
         let last = self.is_last_synced(place) || self.state.borrow().order.len() == 1;
@@ -169,6 +175,10 @@ impl Home {
         self.check_open("take a child out of use in")?;
         let place = self.place_of(uri)?;
         self.check_not_last(place)?;
+        if let Some(state) = self.state_outside(place) {
+            let (op, nexus, child) = ("take out of use", self.name(), uri.to_owned());
+            return Err(NexusError::ChildState { op, nexus, child, state: state.to_string() });
+        }
         self.freeze().await;
         if let Err(source) = self.take_out(1 << place, |_| fault).await {
             self.end(Life::Shutdown).await;
@@ -217,6 +227,7 @@ impl Home {
             let mut home = self.state.borrow_mut();
             let child = home.children[place].as_mut().expect("invariant: it was just found");
             child.device = device;
+            child.fault_time = None;
             child.state = if returns { ChildState::Online } else { ChildState::OutOfSync };
             child.log = known.filter(|_| !returns);
             if returns {

@@ -17,6 +17,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use aio::device::Subscription;
 use aio::gate::Gate as OneAtATime;
@@ -50,6 +51,8 @@ pub(crate) struct Child {
     /// Its identity in the record.
     pub(crate) uuid: Uuid,
     pub(crate) state: ChildState,
+    /// When it was taken out of use, if it was.
+    fault_time: Option<SystemTime>,
     /// What it has missed since it left, and of which incarnation it was then.
     log: Option<(Arc<DirtyMap>, u128)>,
     pub(crate) job: Option<Rc<Job>>,
@@ -172,6 +175,7 @@ impl Home {
                 device: child.device,
                 uuid: child.uuid,
                 state: ChildState::Online,
+                fault_time: None,
                 log: None,
                 job: None,
                 leaving: Cell::new(0),
@@ -392,6 +396,10 @@ impl Home {
             uri: c.uri.clone(),
             state: c.state,
             rebuild_progress: c.job.as_ref().map(|j| j.progress_percent()),
+            device: c.device.name().to_owned(),
+            fault_time: c.fault_time,
+            has_log: c.log.is_some(),
+            is_closing: c.leaving.get() > 0,
         };
         children.map(info).collect()
     }

@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use aio::IoStatus;
 
@@ -115,6 +116,7 @@ impl Home {
         state.children.iter().flatten().filter_map(|c| c.job.as_ref()).for_each(|j| j.lose_source(place));
         let peers = state.peers.clone();
         let Some(child) = &mut state.children[place] else { return };
+        child.fault_time = Some(SystemTime::now());
         if !child.is_member() {
             child.state = becomes;
             return;

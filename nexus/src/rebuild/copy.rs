@@ -14,7 +14,7 @@ use crate::locks::Hold;
 use crate::shared::Shared;
 
 /// Segments that are being copied at one time.
-const TASKS: u32 = 16;
+pub(super) const TASKS: u32 = 16;
 
 /// A range that is held until this is dropped.
 pub(crate) struct Held {

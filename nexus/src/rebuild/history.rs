@@ -23,6 +23,10 @@ pub struct RebuildRecord {
     pub blocks_total: u64,
     /// Blocks that were copied.
     pub blocks_transferred: u64,
+    /// Blocks that were left to be copied.
+    pub blocks_remaining: u64,
+    /// Blocks that were copied at once.
+    pub segment_blocks: u64,
     /// Only what the child missed was copied.
     pub is_partial: bool,
     /// When it began.
@@ -49,6 +53,8 @@ impl History {
             block_size: stats.block_size,
             blocks_total: stats.blocks_total,
             blocks_transferred: stats.blocks_recovered,
+            blocks_remaining: stats.blocks_remaining,
+            segment_blocks: stats.segment_blocks,
             is_partial: stats.is_partial,
             start_time: stats.start_time,
             end_time: SystemTime::now(),

@@ -68,6 +68,12 @@ pub struct RebuildStats {
     pub progress: u32,
     /// Length of a block, in bytes.
     pub block_size: u64,
+    /// Blocks that are copied at once.
+    pub segment_blocks: u64,
+    /// Segments that may be copied at one time.
+    pub tasks_total: u32,
+    /// Segments that are being copied.
+    pub tasks_active: u32,
     /// Only what the child missed is copied.
     pub is_partial: bool,
     /// When it began.
@@ -210,6 +216,9 @@ impl Job {
             blocks_remaining: blocks(self.segments.saturating_sub(self.copied.get())),
             progress: self.progress_percent(),
             block_size: u64::from(self.block_bytes),
+            segment_blocks: self.map.segment_blocks(),
+            tasks_total: copy::TASKS,
+            tasks_active: self.at_work.get(),
             is_partial: self.is_partial,
             start_time: self.start_time,
         }
