@@ -50,6 +50,13 @@ pub trait ByteStream {
     /// Announces end of stream; what was sent before still arrives.
     fn shutdown(&mut self);
 
+    /// Ends the connection at once, both ways: what was taken for sending and has not left yet is never sent, and the
+    /// other end sees a reset as soon as it can be told. Dropping a stream instead lets the system go on delivering what
+    /// it took, for minutes when the peer cannot be reached. The stream is of no use afterwards.
+    fn abort(&mut self) {
+        self.shutdown();
+    }
+
     /// Takes the stream off its core, to be adopted by another core's network. What was received or sent before is not
     /// affected. An error (and the stream is closed) for kinds that cannot move.
     fn detach(self: Box<Self>) -> io::Result<Detached> {

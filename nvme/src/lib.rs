@@ -23,6 +23,7 @@
 //! | [`prp`] | Physical Region Page entries and lists |
 //! | [`ring`] | index and phase arithmetic of the queues |
 //! | [`text`] | ASCII fields |
+//! | [`vendor`] | what controllers of this project have on top |
 //!
 //! # How the types are made
 //! - A **wire structure** is `#[repr(C)]`, has alignment 1 and no padding, and asserts its size at compile time.
@@ -61,6 +62,7 @@ pub mod sgl;
 pub mod status;
 pub mod tcp;
 pub mod text;
+pub mod vendor;
 
 pub use command::{AdminOpcode, Cid, Cntlid, Cqe, Nsid, NvmOpcode, Qid, Sqe};
 pub use nqn::{HostId, Nqn};

@@ -160,6 +160,12 @@ impl ByteStream for TcpStream {
         let _ = rustix::net::shutdown(self.watch.get_ref(), Shutdown::Write);
     }
 
+    fn abort(&mut self) {
+        // Closing does the rest (tcp(7): a linger time of zero discards what was not sent and resets). Fails only when
+        // the connection is gone already.
+        let _ = sockopt::set_socket_linger(self.watch.get_ref(), Some(Duration::ZERO));
+    }
+
     fn detach(self: Box<Self>) -> io::Result<Detached> {
         let Self { watch, peer, local, connecting } = *self;
         let parts = Parts { fd: watch.into_inner(), peer, local, connecting: connecting.get() };

@@ -169,6 +169,9 @@ impl Connect<'_> {
             return Err(ConnectError::sqe(ConnectError::KATO_OFFSET).into());
         }
         let most = usize::from(shared.config.max_controllers);
+        model.associations += 1;
+        // Time tells it apart from those of a target before this one, the count from those of the same moment.
+        let instance = self.request.now.as_ns() << 16 | (model.associations & 0xffff);
         let full = model.controllers >= most;
         let subsystem = model.find_mut(self.subnqn.as_str()).ok_or_else(subsystem_unknown)?;
         if subsystem.has_dying(&self.hostnqn, self.hostid) {
@@ -182,6 +185,7 @@ impl Connect<'_> {
         let cntlid = subsystem.take_cntlid().ok_or(Status::CONNECT_CONTROLLER_BUSY)?;
         let controller = Controller::new(NewController {
             shared: shared.clone(),
+            instance,
             subsystem: subsystem.id,
             subnqn: subsystem.nqn.clone(),
             cntlid,

@@ -263,6 +263,7 @@ impl Shared {
         // The device is asked before the lock is taken, see the map of this module.
         let mut info = NsInfo::of(&*device, Nsid::NONE, spec.ana_group, self.config.max_io_bytes);
         let (boundary_blocks, device_name) = (device.geometry().boundary_blocks, device.name().to_owned());
+        let incarnation = device.incarnation();
         let mut guard = self.lock();
         let model = &mut *guard;
         let serial = model.next_namespace;
@@ -278,6 +279,7 @@ impl Shared {
             ids,
             device: device.clone(),
             device_name,
+            incarnation,
             boundary_blocks,
             counters: counters.clone(),
             subscription: None,

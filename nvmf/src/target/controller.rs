@@ -50,6 +50,8 @@ pub enum Death {
     HostRemoved,
     /// The subsystem is being deleted.
     SubsystemDeleted,
+    /// The host ended it through another association.
+    EndedByHost,
 }
 
 /// One completion on the admin queue that came later than its command.
@@ -126,6 +128,7 @@ impl Drop for QueueGrant {
 /// One controller of one subsystem: made by the Connect of an admin queue.
 pub struct Controller {
     pub(super) shared: Arc<Shared>,
+    instance: u64,
     subsystem: SubsystemId,
     subnqn: Nqn,
     cntlid: Cntlid,
@@ -160,6 +163,7 @@ pub(super) struct ControllerState {
 /// What a new controller is made from.
 pub(super) struct NewController {
     pub(super) shared: Arc<Shared>,
+    pub(super) instance: u64,
     pub(super) subsystem: SubsystemId,
     pub(super) subnqn: Nqn,
     pub(super) cntlid: Cntlid,
@@ -201,6 +205,7 @@ impl Controller {
         };
         Arc::new(Self {
             shared: new.shared,
+            instance: new.instance,
             subsystem: new.subsystem,
             subnqn: new.subnqn,
             cntlid: new.cntlid,
@@ -273,6 +278,11 @@ impl Controller {
     /// Controller identifier.
     pub fn cntlid(&self) -> Cntlid {
         self.cntlid
+    }
+
+    /// Tells it apart from every other association of this target, and of the one before it restarted.
+    pub(super) fn instance(&self) -> u64 {
+        self.instance
     }
 
     /// What it is for.

@@ -44,6 +44,7 @@ impl Target {
             discovery_pages: DiscoveryPages::default(),
             controllers: 0,
             next_namespace: 0,
+            associations: 0,
             next_pause: 0,
             started: None,
         };

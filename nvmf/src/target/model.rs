@@ -30,6 +30,8 @@ pub(super) struct Model {
     pub(super) controllers: usize,
     /// Serial number of the next namespace.
     pub(super) next_namespace: u64,
+    /// Associations that there were.
+    pub(super) associations: u64,
     /// Number of the next pause.
     pub(super) next_pause: u64,
     /// When the target was made, as far as anybody told the time: power-on hours count from here.
@@ -97,6 +99,8 @@ pub(super) struct Namespace {
     pub(super) ids: NsIds,
     pub(super) device: Arc<dyn BlockDevice>,
     pub(super) device_name: String,
+    /// As the device reported it when it was added.
+    pub(super) incarnation: Option<u128>,
     /// Hint to hosts; 0 = none.
     pub(super) boundary_blocks: u32,
     /// One per core, in the order of the cores.

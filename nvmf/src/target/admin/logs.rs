@@ -10,6 +10,7 @@ use nvme::log::{
     AnaLog, CommandEffects, EffectsLog, FeatureEffects, FeatureEffectsLog, FirmwareSlotLog, GetLogPage, Lid,
     SmartLog, SupportedLogPages, ana, changed_namespaces,
 };
+use nvme::vendor::{LID_ASSOCIATION, OPCODE_END_ASSOCIATION};
 use nvme::{AdminOpcode, Nsid, NvmOpcode, Sqe, Status};
 
 use super::features::FEATURES;
@@ -20,7 +21,7 @@ use crate::target::controller::{Controller, ControllerKind};
 use crate::target::model::{Model, Subsystem};
 
 /// The pages of an I/O controller; ANA comes on top where it is reported.
-const IO_PAGES: [Lid; 8] = [
+const IO_PAGES: [Lid; 9] = [
     Lid::SUPPORTED,
     Lid::ERROR,
     Lid::SMART,
@@ -29,6 +30,7 @@ const IO_PAGES: [Lid; 8] = [
     Lid::EFFECTS,
     Lid::FEATURE_EFFECTS,
     Lid::MI_EFFECTS,
+    LID_ASSOCIATION,
 ];
 
 /// The pages of a discovery controller.
@@ -64,6 +66,7 @@ impl Controller {
             Lid::EFFECTS => effects(subsystem).into(),
             Lid::FEATURE_EFFECTS => feature_effects().into(),
             Lid::MI_EFFECTS => vec![0; MI_EFFECTS_LEN_BYTES].into(),
+            LID_ASSOCIATION => self.association_page(subsystem, get.nsid).into(),
             Lid::ANA => ana_page(subsystem, self.listener(), get.lsp & ana::RETURN_GROUPS_ONLY != 0).into(),
             _ => self.discovery_page(model).into(),
         };
@@ -142,7 +145,7 @@ fn ana_page(subsystem: &Subsystem, listener: ListenerId, groups_only: bool) -> V
 }
 
 fn effects(subsystem: &Subsystem) -> Vec<u8> {
-    const ADMIN: [AdminOpcode; 7] = [
+    const ADMIN: [AdminOpcode; 8] = [
         AdminOpcode::GET_LOG_PAGE,
         AdminOpcode::IDENTIFY,
         AdminOpcode::ABORT,
@@ -150,6 +153,7 @@ fn effects(subsystem: &Subsystem) -> Vec<u8> {
         AdminOpcode::GET_FEATURES,
         AdminOpcode::ASYNC_EVENT_REQUEST,
         AdminOpcode::KEEP_ALIVE,
+        OPCODE_END_ASSOCIATION,
     ];
     let mut log = EffectsLog::zeroed();
     for opcode in ADMIN {

@@ -4,8 +4,10 @@
 //! - `events`: Asynchronous Event Request, what is reported, masked and read.
 //! - `errors`: the ring behind the Error Information log page.
 //! - `abort`: finds the queue, and lets its core try.
+//! - `association`: what hosts of this project ask about associations, and how they end one of theirs.
 
 mod abort;
+mod association;
 mod discovery;
 mod errors;
 mod events;
@@ -16,6 +18,7 @@ mod logs;
 use std::sync::Arc;
 
 use aio::Instant;
+use nvme::vendor::OPCODE_END_ASSOCIATION;
 use nvme::{AdminOpcode, Cid, HostId, Qid, Sqe, Status};
 
 pub(super) use discovery::DiscoveryPages;
@@ -109,6 +112,7 @@ impl Controller {
             AdminOpcode::IDENTIFY => self.identify(sqe),
             AdminOpcode::GET_LOG_PAGE => self.get_log_page(sqe, now),
             AdminOpcode::ABORT if self.kind() == ControllerKind::Io => self.abort(sqe),
+            OPCODE_END_ASSOCIATION if self.kind() == ControllerKind::Io => Ok(self.end_association(sqe)),
             _ => Err(Status::INVALID_OPCODE),
         };
         outcome.unwrap_or_else(|status| {

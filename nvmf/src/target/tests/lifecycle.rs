@@ -233,3 +233,47 @@ fn a_removed_host_is_disconnected() {
     drop(admin);
     assert_eq!(rejected(bench.admin_of(NQN, HOST)).status, Status::CONNECT_INVALID_HOST);
 }
+
+fn instance(admin: &QueueGrant) -> u64 {
+    let page = log_page(admin, GetLogPage::new(nvme::vendor::LID_ASSOCIATION, 64)).unwrap();
+    nvme::vendor::AssociationPage::parse(&page).unwrap().instance.get()
+}
+
+/// `HAZARDS` H3: a host that cannot know whether the target has noticed the end of an association asks for it.
+#[test]
+fn h03_a_host_ends_its_own_association_and_hears_when_it_has_drained() {
+    use nvme::vendor::EndAssociation;
+    let bench = Bench::new();
+    let old = bench.host();
+    let queue = granted(bench.io_queue(&old, 1));
+    let new = bench.host();
+    assert_ne!(instance(&old), instance(&new));
+    let end = |by: &QueueGrant, cntlid, instance| {
+        command(by, &EndAssociation { cntlid, instance }.sqe()).expect("the command is known")
+    };
+    let target = (old.controller().cntlid(), instance(&old));
+    let own = (new.controller().cntlid(), instance(&new));
+    assert_eq!(
+        end(&new, target.0, target.1 + 1),
+        EndAssociation::GONE,
+        "another association had that number"
+    );
+    assert!(old.controller().alive());
+    let stranger = granted(bench.admin_of(NQN, OTHER_HOST));
+    enable(&stranger);
+    assert_eq!(
+        end(&stranger, target.0, target.1),
+        EndAssociation::GONE,
+        "nobody ends the associations of others"
+    );
+    assert_eq!(end(&new, own.0, own.1), EndAssociation::GONE);
+    assert!(old.controller().alive() && new.controller().alive());
+
+    assert_eq!(end(&new, target.0, target.1), EndAssociation::DRAINING);
+    assert_eq!(old.controller().death(), Some(controller::Death::EndedByHost));
+    assert!(queue.closing() && old.closing() && !new.closing());
+    drop(old);
+    assert_eq!(end(&new, target.0, target.1), EndAssociation::DRAINING, "its I/O queue still drains");
+    drop(queue);
+    assert_eq!(end(&new, target.0, target.1), EndAssociation::GONE);
+}

@@ -83,6 +83,8 @@ struct Conn {
     /// Each end sees a reset from its time on.
     reset_at: [Option<Instant>; 2],
     stalled_until: Instant,
+    /// Ends that went while nothing got through: no end of stream or reset of theirs arrives by itself.
+    silent: [bool; 2],
 }
 
 impl Conn {
@@ -198,6 +200,7 @@ impl Fabric {
             refused: !accepted,
             reset_at: [None, None],
             stalled_until: now,
+            silent: [false; 2],
         });
         self.live.push(id);
         self.trace.event("connect", &[id as u64, u64::from(to.port()), u64::from(accepted), now.as_ns()]);
@@ -388,6 +391,9 @@ impl Fabric {
     // ---- ends of connections ----
 
     pub(super) fn shutdown(&mut self, conn: ConnId, end: End) {
+        if self.conns[conn].silent[end.index()] {
+            return;
+        }
         let at = self.now() + self.delay();
         let pipe = &mut self.conns[conn].pipes[end.index()];
         if pipe.fin_at.is_none() {
@@ -404,13 +410,32 @@ impl Fabric {
         c.open[end.index()] = false;
         let unread = std::mem::take(&mut c.pipes[end.other().index()].queued_bytes) > 0;
         c.pipes[end.other().index()].segments.clear();
-        if unread {
+        if unread && !c.silent[end.index()] {
             // The reset overtakes nothing that is under way.
             let at = at.max(c.pipes[end.index()].last_visible_at);
             c.reset_at[end.other().index()].get_or_insert(at);
         }
         self.trace.event("close", &[conn as u64, end as u64, u64::from(unread)]);
         self.reap(conn);
+    }
+
+    /// What a partition holds back is not sent any more, and then nor is the reset; what is on its way arrives first.
+    pub(super) fn abort(&mut self, conn: ConnId, end: End) {
+        let now = self.now();
+        let at = now + self.delay();
+        self.trace.event("abort", &[conn as u64, end as u64, now.as_ns()]);
+        let held = self.visible(conn, now) > now;
+        let c = &mut self.conns[conn];
+        let pipe = &mut c.pipes[end.index()];
+        if held {
+            pipe.segments.clear();
+            pipe.queued_bytes = 0;
+            // The other end hears of it when it sends something.
+            c.silent[end.index()] = true;
+        } else {
+            c.reset_at[end.other().index()].get_or_insert(at.max(pipe.last_visible_at));
+        }
+        c.reset_at[end.index()].get_or_insert(now);
     }
 
     fn reap(&mut self, conn: ConnId) {

@@ -86,6 +86,10 @@ impl ByteStream for SimStream {
     fn shutdown(&mut self) {
         self.fabric.borrow_mut().shutdown(self.conn, self.end);
     }
+
+    fn abort(&mut self) {
+        self.fabric.borrow_mut().abort(self.conn, self.end);
+    }
 }
 
 impl Drop for SimStream {
