@@ -1,5 +1,5 @@
 //! What the NVMe specifications define, as types and pure logic. No I/O, no `unsafe`, no allocation outside of
-//! the builders of log pages and of text.
+//! the builders of log pages and of text, and of the state of reservations.
 //!
 //! Written after NVMe Base 2.0, NVM Command Set 1.0 and NVMe/TCP Transport 1.0; section and figure numbers in
 //! the documentation are of those revisions.
@@ -21,6 +21,7 @@
 //! | [`tcp`] | NVMe/TCP PDUs and the checks of their headers |
 //! | [`digest`] | CRC32C |
 //! | [`prp`] | Physical Region Page entries and lists |
+//! | [`reservation`] | reservations: commands, report, the state of a namespace, who may do what |
 //! | [`ring`] | index and phase arithmetic of the queues |
 //! | [`text`] | ASCII fields |
 //! | [`vendor`] | what controllers of this project have on top |
@@ -57,6 +58,7 @@ pub mod nqn;
 pub mod nvm;
 pub mod property;
 pub mod prp;
+pub mod reservation;
 pub mod ring;
 pub mod sgl;
 pub mod status;

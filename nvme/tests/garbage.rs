@@ -13,6 +13,7 @@ use nvme::identify::{ControllerList, IdList, Identify, IdentifyController, Ident
 use nvme::log::{ErrorEntry, GetLogPage, ana, discovery};
 use nvme::nvm::{Copy, CopyRange0, Dsm, DsmRange, Rw};
 use nvme::property::{Cap, Cc, Csts};
+use nvme::reservation::{Command, Report, ReportRequest, Reservations};
 use nvme::tcp::{H2cData, IcReq, IcResp, PduHeader, Role, RxRules, TermPdu, TermReq};
 use nvme::{Cqe, HostId, Sqe, Status};
 
@@ -184,6 +185,18 @@ fn lists_and_pages() {
             }
         }
         let _ = NamespaceIds::from_page(&bytes);
+        if let Some(report) = Report::parse_extended(&bytes) {
+            assert!(report.registrants.len() <= len / 64 && Report::extended_len_bytes(&bytes).is_some());
+            let _ = report.build(round % 3 == 0);
+        }
+        if let Some(mut sqe) = Sqe::read(&bytes) {
+            sqe.opcode = [0x0d, 0x11, 0x15][round % 3];
+            let mut state = Reservations::new(round % 2 == 0);
+            if let Some(command) = Command::decode(&sqe, &bytes[64..]) {
+                let _ = (state.apply(HostId([1; 16]), &command), state.access());
+            }
+            let _ = ReportRequest::decode(&sqe).len_bytes;
+        }
         if let Some(data) = ConnectData::view(&bytes) {
             let _ = (data.subnqn(), data.hostnqn(), data.hostid() == HostId::NONE);
         }
