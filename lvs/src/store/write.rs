@@ -21,10 +21,10 @@ pub(super) const MAX_RECORDS: usize = 8;
 /// Payload blocks of a record: with its header it is the 1 MiB that every device takes at once.
 pub(super) const MAX_PAYLOAD_BLOCKS: u32 = 255;
 /// Records that what is in line is spread over, so that the device has the next one while this core works on what came back.
-const SPREAD: usize = 4;
+const SPREAD: usize = 2;
 /// Writes below which a record is not worth its header: while less than five eighths of the pool are live, and above that,
 /// where headers are garbage that makes the cleaner move more.
-const LEAST_SHARE: (usize, usize) = (8, 32);
+const LEAST_SHARE: (usize, usize) = (16, 32);
 
 /// A record in flight.
 pub(super) struct RecordCtx {
