@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use crate::facets::{Marks, Ranges, Snapshots};
+use crate::facets::{Marks, Ranges, Reservations, Snapshots};
 use crate::io::{BlockCount, Completion, Io, Lent, Token};
 use crate::time::Instant;
 
@@ -233,6 +233,11 @@ pub trait BlockDevice: Send + Sync + 'static {
 
     /// Makes snapshots of itself, where the device can.
     fn snapshots(&self) -> Option<&dyn Snapshots> {
+        None
+    }
+
+    /// Reserves itself for one host, where several reach it.
+    fn reservations(&self) -> Option<&dyn Reservations> {
         None
     }
 

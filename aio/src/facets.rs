@@ -1,5 +1,5 @@
 //! Optional async facets of a device: what it can tell and do beyond I/O. Which ranges hold something, which changed, marks to
-//! ask from, snapshots.
+//! ask from, snapshots, reservations.
 //!
 //! A mirror asks for that to copy no more than it has to, and a target for what its hosts ask it. A device that has a facet
 //! gives it by a method of its own ([`BlockDevice::ranges`](crate::BlockDevice::ranges) and those beside it); others have none.
@@ -21,8 +21,11 @@
 //! before is. Each call looks at a bounded number of places and lets others on the core work: asking from `next` on until
 //! there is none covers everything, and costs about what the answer is long, not what the device is large.
 
+pub mod reservations;
+
 use std::time::SystemTime;
 
+pub use reservations::Reservations;
 use uuid::Uuid;
 
 use crate::device::LocalBoxFuture;
@@ -107,6 +110,8 @@ pub mod errno {
     pub const EINVAL: i32 = 22;
     /// No room.
     pub const ENOSPC: i32 = 28;
+    /// A reservation of another host is in the way.
+    pub const EBADE: i32 = 52;
     /// The device cannot do that.
     pub const EOPNOTSUPP: i32 = 95;
 }
@@ -127,6 +132,16 @@ pub enum FacetError {
         device: String,
         /// Why not.
         why: &'static str,
+    },
+    /// The device answered with this.
+    #[error("cannot {what} {device}: it answered {status}")]
+    Refused {
+        /// What was attempted.
+        what: &'static str,
+        /// On which device.
+        device: String,
+        /// The answer.
+        status: crate::IoStatus,
     },
     /// It failed.
     #[error("cannot {what} {device}")]
@@ -149,6 +164,8 @@ impl FacetError {
         match self {
             Self::Gone { .. } => errno::ENODEV,
             Self::Unknown { .. } => errno::ENOENT,
+            Self::Refused { status, .. } if status.is(crate::IoStatus::RESERVATION_CONFLICT) => errno::EBADE,
+            Self::Refused { .. } => errno::EIO,
             Self::Failed { errno, .. } => *errno,
         }
     }

@@ -1,6 +1,6 @@
 //! Reservations against the tables and sentences of NVMe Base 2.0, section 8.19, and their wire forms.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::HashSet;
 
