@@ -5,6 +5,9 @@
 //! |---|---|---|
 //! | [`AssociationPage`] | log page D0h | which association this is, and of which incarnation the namespace's data |
 //! | [`EndAssociation`] | admin opcode D0h | another association of the same host is to end: none of its commands executes any more |
+//! | [`facets`] | admin opcodes C1h and D2h to E6h | ranges, marks, snapshots of a namespace |
+
+pub mod facets;
 
 use zerocopy::little_endian::U64;
 

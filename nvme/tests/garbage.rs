@@ -15,6 +15,7 @@ use nvme::nvm::{Copy, CopyRange0, Dsm, DsmRange, Rw};
 use nvme::property::{Cap, Cc, Csts};
 use nvme::reservation::{Command, Report, ReportRequest, Reservations};
 use nvme::tcp::{H2cData, IcReq, IcResp, PduHeader, Role, RxRules, TermPdu, TermReq};
+use nvme::vendor::facets::{MarksPage, RangesPage, ReadRanges, SnapshotMessage, UnixTime};
 use nvme::{Cqe, HostId, Sqe, Status};
 
 /// SplitMix64: enough for test input, and the same on every machine.
@@ -67,6 +68,9 @@ fn try_sqe(sqe: &Sqe) {
     let _ = page.window(&[0; 100]);
     assert_eq!(GetFeatures::decode(&GetFeatures::decode(sqe).sqe()), GetFeatures::decode(sqe));
     assert_eq!(SetFeatures::decode(&SetFeatures::decode(sqe).sqe()), SetFeatures::decode(sqe));
+    if let Some(read) = ReadRanges::decode(sqe) {
+        assert_eq!(ReadRanges::decode(&read.sqe(sqe.nsid())), Some(read));
+    }
     match FabricsSqe::of(sqe) {
         Some(FabricsSqe::Connect(connect)) => drop((connect.entries(), connect.qid(), connect.priority())),
         Some(FabricsSqe::PropertyGet(property) | FabricsSqe::PropertySet(property)) => {
@@ -217,9 +221,37 @@ fn lists_and_pages() {
         if let Some(entry) = ErrorEntry::view(&bytes) {
             let _ = format!("{entry:?}");
         }
+        garbage_of_vendor_commands(&mut bytes, &mut random);
         if let Some(time) = Timestamp::view(&bytes) {
             let _ = time.ms();
         }
+    }
+}
+
+/// Pages and messages of the vendor specific commands.
+fn garbage_of_vendor_commands(bytes: &mut [u8], random: &mut Random) {
+    let len = bytes.len();
+    if random.next().is_multiple_of(2) && len > 40 {
+        // A plausible number of entries, and of text.
+        bytes[8..16].copy_from_slice(&(random.next() % 9).to_le_bytes());
+        bytes[24..28].copy_from_slice(&((random.next() % 9) as u32).to_le_bytes());
+    }
+    if let Some(page) = RangesPage::parse(bytes, 0) {
+        assert!(page.ranges.len() <= len / 24);
+        assert_eq!(RangesPage::parse(&page.to_wire(len), 0), Some(page));
+    }
+    if let Some(page) = MarksPage::parse(bytes) {
+        assert!(page.marks.len() <= len / 24);
+        assert_eq!(page.to_wire(len).as_deref().and_then(MarksPage::parse), Some(page));
+    }
+    if len > 8 {
+        let texts = bytes.len().min(200);
+        bytes[..4].fill(0);
+        bytes[4..texts].iter_mut().for_each(|b| *b &= 1);
+        if let Some(message) = SnapshotMessage::parse(bytes) {
+            assert_eq!(SnapshotMessage::parse(&message.to_wire()), Some(message));
+        }
+        let _ = core::str::from_utf8(&bytes[..8]).map(UnixTime::parse);
     }
 }
 
