@@ -258,19 +258,13 @@ impl Pool {
 
     /// Changes a volume's size, up or down. What a smaller size cuts off is lost.
     pub async fn resize_volume(&self, uuid: Uuid, size_bytes: u64) -> Result<VolumeInfo, LvsError> {
-        let device = self.volume(uuid);
-        let before = device.as_ref().map_or(0, |d| d.size_bytes());
-        if let Some(device) = device.as_ref().filter(|_| size_bytes < before) {
-            // First nobody writes there any more, then it goes.
-            device.set_size_bytes(size_bytes.next_multiple_of(4096));
-        }
-        let resized =
-            self.call(move |store| async move { store.resize_volume(uuid, size_bytes).await }).await;
-        if let Some(device) = device {
-            device.set_size_bytes(resized.as_ref().map_or(before, |v| v.size_bytes));
-        }
-        resized?;
-        self.call(move |store| async move { store.inner().volume_info(uuid) }).await
+        let pool = self.clone();
+        self.call(move |store| async move {
+            let set_size = |size_bytes| _ = pool.volume(uuid).map(|device| device.set_size_bytes(size_bytes));
+            store.resize_volume(uuid, size_bytes, set_size).await?;
+            store.inner().volume_info(uuid)
+        })
+        .await
     }
 
     /// Stores what a volume carries for others.

@@ -303,6 +303,139 @@ fn h18_a_thick_volume_never_lacks_space() {
     bench.end();
 }
 
+/// Writes that go on while their volume changes its size; `at`: byte offset and length of each. What becomes of them, in the end.
+fn write_while_it_shrinks(
+    bench: &Bench,
+    v: &Model,
+    at: &[(u64, u32)],
+    stamp: u64,
+    (turns, end): (u64, u64),
+) -> Vec<Result<(), IoError>> {
+    let write = |&(offset_bytes, len_bytes): &(u64, u32)| {
+        let mut buf = bench.rig.core().pools().unwrap().alloc(len_bytes).unwrap();
+        buf[..len_bytes as usize].chunks_exact_mut(8).for_each(|c| c.copy_from_slice(&stamp.to_le_bytes()));
+        let d = v.d.clone();
+        Box::pin(async move { d.write_at(offset_bytes, len_bytes, buf).await.0 })
+            as Pin<Box<dyn Future<Output = Result<(), IoError>>>>
+    };
+    let mut writes: Vec<_> = at.iter().map(|at| (write(at), None)).collect();
+    let mut resize = Box::pin(bench.pool.resize_volume(v.uuid, end * BLOCK));
+    let (mut turn, mut resized) = (0, false);
+    bench.rig.run(poll_fn(|cx| {
+        for (write, result) in writes.iter_mut().filter(|(_, result)| result.is_none()) {
+            if let Poll::Ready(done) = write.as_mut().poll(cx) {
+                *result = Some(done);
+            }
+        }
+        if turn >= turns
+            && !resized
+            && let Poll::Ready(done) = resize.as_mut().poll(cx)
+        {
+            done.unwrap();
+            resized = true;
+        }
+        turn += 1;
+        let written = writes.iter().all(|(_, result)| result.is_some());
+        if written && resized { Poll::Ready(()) } else { Poll::Pending }
+    }));
+    writes.into_iter().filter_map(|(_, result)| result).collect()
+}
+
+/// A write that waits for space and has no record yet when its volume shrinks could get one behind the hole of the shrink: its
+/// bytes came back when the volume grew again.
+#[test]
+fn h11_what_a_shrink_cuts_off_stays_gone_though_writes_wait_for_space() {
+    for (with_snapshot, turns) in [(false, 0), (true, 0), (false, 1), (true, 1)] {
+        let bench = Bench::new(4096, 1, 32, 9);
+        let capacity = bench.capacity();
+        let (full, end) = (capacity - 8, capacity - 400);
+        let mut v = bench.volume("v", capacity, true);
+        bench.rig.run(bench.pool.resize_volume(v.uuid, (capacity + 64) * BLOCK)).unwrap();
+        v.holds.resize(capacity as usize + 64, 0);
+        let all: Vec<u64> = (0..full).collect();
+        all.chunks(32).for_each(|blocks| bench.write(&mut v, blocks, 1));
+        if with_snapshot {
+            // Its blocks are needed still, so that what is cut off gives nothing back.
+            bench.snapshot(&v, 1).unwrap();
+        }
+        // More than fit: some of them wait until a merge has counted.
+        let at: Vec<_> = (full..full + 64).map(|block| (block * BLOCK, BLOCK as u32)).collect();
+        write_while_it_shrinks(&bench, &v, &at, 7, (turns, end));
+        bench.rig.run(bench.pool.resize_volume(v.uuid, (capacity + 64) * BLOCK)).unwrap();
+        v.holds[end as usize..].fill(0);
+        bench.check(&v, &format!("with a snapshot: {with_snapshot}, after {turns} turns"));
+        bench.rig.run(v.d.close());
+        bench.end();
+    }
+}
+
+/// The same in a pool that is full and busy, where writes wait for each other, for segments and for map pages, too.
+#[test]
+fn h11_what_a_shrink_cuts_off_stays_gone_in_a_busy_pool() {
+    for block_bytes in [4096, 512] {
+        let bench = Bench::new(block_bytes, 1, 32, 10);
+        let mut rng = Rng::new(u64::from(block_bytes));
+        let capacity = bench.capacity();
+        let mut v = bench.volume("v", capacity, true);
+        fill(&bench, &mut v, 1);
+        for stamp in 2..40 {
+            let end = capacity - 1 - rng.below(300);
+            let mut blocks = some(&mut rng, 200, capacity - end + 200);
+            blocks.iter_mut().for_each(|block| *block += end - 200);
+            let at: Vec<_> = blocks
+                .iter()
+                .map(|block| match *block >= end && rng.one_in(2) {
+                    true => (block * BLOCK + u64::from(BLOCK as u32 - block_bytes), block_bytes),
+                    false => (block * BLOCK, BLOCK as u32),
+                })
+                .collect();
+            let turns = rng.below(60);
+            let results = write_while_it_shrinks(&bench, &v, &at, stamp, (turns, end));
+            for (block, result) in blocks.into_iter().zip(results) {
+                match result {
+                    Ok(()) => v.holds[block as usize] = stamp,
+                    Err(IoError::Status(IoStatus::LBA_OUT_OF_RANGE)) if block >= end => {}
+                    Err(error) => panic!("block {block}, which costs no space: {error}"),
+                }
+            }
+            bench.rig.run(bench.pool.resize_volume(v.uuid, capacity * BLOCK)).unwrap();
+            v.holds[end as usize..].fill(0);
+            bench.check(&v, &format!("{stamp}, after {turns} turns"));
+            // As full as before.
+            let cut: Vec<u64> = (end..capacity).collect();
+            cut.chunks(32).for_each(|blocks| bench.write(&mut v, blocks, stamp));
+        }
+        bench.rig.run(v.d.close());
+        bench.end();
+    }
+}
+
+/// Two changes of a size at once told the device their sizes in any order: the first one to end let writes in again where the
+/// other one was just cutting off.
+#[test]
+fn h11_two_shrinks_at_once_never_let_writes_in_behind_what_is_cut_off() {
+    let bench = Bench::new(4096, 1, 32, 11);
+    let v = bench.volume("v", 1000, true);
+    let device = bench.pool.volume(v.uuid).unwrap();
+    let resize = |blocks: u64| {
+        let pool = bench.pool.clone();
+        let uuid = v.uuid;
+        Box::pin(async move { pool.resize_volume(uuid, blocks * BLOCK).await.unwrap().size_bytes })
+            as Pin<Box<dyn Future<Output = u64>>>
+    };
+    let (mut shrinks, mut sizes) = (vec![resize(500), resize(100)], Vec::new());
+    let ended = bench.rig.run(poll_fn(|cx| {
+        sizes.push(device.size_bytes() / BLOCK);
+        shrinks.retain_mut(|shrink| shrink.as_mut().poll(cx).is_pending());
+        if shrinks.is_empty() { Poll::Ready(device.size_bytes() / BLOCK) } else { Poll::Pending }
+    }));
+    sizes.dedup();
+    assert_eq!((sizes, ended), (vec![1000, 500, 100], 100));
+    assert_eq!(bench.rig.run(bench.pool.volume_info(v.uuid)).unwrap().size_bytes, 100 * BLOCK);
+    bench.rig.run(v.d.close());
+    bench.end();
+}
+
 /// What was written between two looks.
 fn between(before: Written, after: Written) -> Written {
     Written {

@@ -97,35 +97,41 @@ impl Store {
         self.change_all(changes).await
     }
 
-    /// Changes the size, up or down.
+    /// Changes the size, up or down; `set_size` tells the device that. A smaller one it is told first: nobody writes there any
+    /// more when it goes. Inside the gate, since another change of the size may be under way.
     pub(crate) async fn resize_volume(
         self: &Rc<Self>,
         uuid: Uuid,
         size_bytes: u64,
-    ) -> Result<VolumeObject, LvsError> {
+        set_size: impl Fn(u64),
+    ) -> Result<(), LvsError> {
         let _pass = self.changes.enter().await;
         if size_bytes == 0 || size_bytes > MAX_VOLUME_BYTES {
             return Err(LvsError::BadSize { size_bytes });
         }
         let block = u64::from(BLOCK_BYTES);
         let size_bytes = size_bytes.next_multiple_of(block);
-        let (volume, cut, more) = {
+        let (volume, before, more) = {
             let inner = self.inner();
             let mut volume = inner.volume(uuid)?.clone();
-            let more = size_bytes.saturating_sub(volume.size_bytes) / block;
+            let before = volume.size_bytes;
+            let more = size_bytes.saturating_sub(before) / block;
             let more = if volume.thin { 0 } else { more };
             inner.check_space(more)?;
-            let cut =
-                (size_bytes < volume.size_bytes).then_some((size_bytes / block, volume.size_bytes / block));
             volume.size_bytes = size_bytes;
-            (volume, cut, more)
+            (volume, before, more)
         };
-        if let Some((first, end)) = cut {
-            // Before the size changes: what is cut off is zero when the volume grows again.
-            self.cut_off(volume.line, first, end - first).await?;
-        }
-        self.change_promised(more, Change::Put(Box::new(Object::Volume(volume.clone())))).await?;
-        Ok(volume)
+        let resized = async {
+            if size_bytes < before {
+                set_size(size_bytes);
+                // Before the size changes: what is cut off is zero when the volume grows again.
+                self.cut_off(volume.line, size_bytes / block, (before - size_bytes) / block).await?;
+            }
+            self.change_promised(more, Change::Put(Box::new(Object::Volume(volume)))).await
+        };
+        let resized = resized.await;
+        set_size(if resized.is_ok() { size_bytes } else { before });
+        resized
     }
 
     /// Stores what a volume carries for others.

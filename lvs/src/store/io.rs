@@ -39,7 +39,7 @@ pub(super) struct IoCtx {
     pub(super) view: Seq,
     /// First 4 KiB block.
     pub(super) first: BlockNo,
-    /// Blocks, edges included.
+    /// Blocks of its payload, edges included.
     pub(super) count: u32,
     /// Payload in whole blocks: the submitter's memory, with bounce buffers in place of blocks that it covers in part.
     pub(super) sg: Vec<SgEntry>,
@@ -112,11 +112,14 @@ impl IoCtx {
         }
     }
 
+    /// The block behind its last one.
+    pub(super) fn end(&self) -> u64 {
+        self.first.0 + self.hole.map_or(u64::from(self.count), |hole| hole.count)
+    }
+
     /// True when both touch a common block.
     pub(super) fn overlaps(&self, other: &Self) -> bool {
-        self.line == other.line
-            && self.first.0 < other.first.0 + u64::from(other.count)
-            && other.first.0 < self.first.0 + u64::from(self.count)
+        self.line == other.line && self.first.0 < other.end() && other.first.0 < self.end()
     }
 }
 

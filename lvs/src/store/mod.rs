@@ -364,8 +364,6 @@ impl Inner {
     fn hole_part(&mut self, part: u32, first: u64, count: u64) {
         let ctx = &mut self.ios[part];
         ctx.first = BlockNo(first);
-        // Only overlaps with partial writes look at it; a range that long overlaps all that is behind its start.
-        ctx.count = u32::try_from(count).unwrap_or(u32::MAX);
         ctx.hole = Some(HoleRange { line: ctx.line, first: BlockNo(first), count, birth: Seq::ZERO });
     }
 
@@ -533,33 +531,41 @@ impl Inner {
 
     /// Ends what the queue has in line and did not begin.
     pub(crate) fn abandon(&mut self, queue: u32, status: IoStatus) {
-        for list in [Waiting::Pending, Waiting::Blocked, Waiting::Starved] {
-            for io in self.take_waiting(list, queue) {
-                self.ios[io].fail(status);
-                self.finish(io);
-            }
+        self.abandon_those(status, |io| io.queue == queue);
+    }
+
+    /// Ends the writes of a line that reach beyond its first `end` blocks and have no record yet: one that they got now would
+    /// come after that of the hole which is about to be made there.
+    pub(super) fn abandon_beyond(&mut self, line: LineId, end: u64) {
+        let beyond = |io: &IoCtx| io.line == line && io.stage != Stage::Read && io.end() > end;
+        self.abandon_those(IoStatus::LBA_OUT_OF_RANGE, beyond);
+    }
+
+    fn abandon_those(&mut self, status: IoStatus, which: impl Fn(&IoCtx) -> bool) {
+        // All of them first: the end of one lets those go on that wait for it.
+        let found = self.take_waiting(which);
+        for io in found {
+            self.ios[io].fail(status);
+            self.finish(io);
         }
     }
 
-    fn take_waiting(&mut self, list: Waiting, queue: u32) -> Vec<u32> {
-        let mine = |io: &u32| self.ios[*io].queue == queue;
-        match list {
-            Waiting::Pending => {
-                let found = self.pending.iter().chain(&self.budget.parked).copied().filter(mine).collect();
-                self.pending = self.pending.iter().copied().filter(|io| !mine(io)).collect();
-                self.budget.parked = self.budget.parked.iter().copied().filter(|io| !mine(io)).collect();
-                found
-            }
-            Waiting::Blocked => {
-                let (found, rest) = self.blocked.iter().partition(|io| mine(io));
-                self.blocked = rest;
-                found
-            }
-            Waiting::Starved => {
-                let ios = &self.ios;
-                self.fetches.take(|&io| ios[io].queue == queue)
-            }
-        }
+    /// Takes I/Os out of all lists in which they wait for something else than a device.
+    fn take_waiting(&mut self, which: impl Fn(&IoCtx) -> bool) -> Vec<u32> {
+        let ios = &self.ios;
+        let which = |io: &u32| which(&ios[*io]);
+        let mut found = Vec::new();
+        let mut take = |list: &mut Vec<u32>| {
+            found.extend(list.iter().copied().filter(which));
+            list.retain(|io| !which(io));
+        };
+        let mut pending = Vec::from(core::mem::take(&mut self.pending));
+        take(&mut pending);
+        self.pending = pending.into();
+        take(&mut self.budget.parked);
+        take(&mut self.blocked);
+        found.extend(self.fetches.take(which));
+        found
     }
 
     /// True while an I/O of the queue is at work.
@@ -594,8 +600,10 @@ impl Inner {
         self.ios.used() > 0 || self.records.used() > 0 || self.fetches.is_active()
     }
 
-    /// Begins to make blocks of a line a hole; the queue gets a completion.
+    /// Begins to make blocks of a line a hole; the queue gets a completion. Writes there that have no record are refused, as
+    /// those are that come later.
     pub(super) fn cut_off(&mut self, queue: u32, target: &Target, first: u64, count: u64) {
+        self.abandon_beyond(target.line, first);
         let reserved = self.reserve(queue);
         debug_assert!(reserved, "the queue is new");
         let io = self.begin(queue, Token(0), target);
@@ -608,14 +616,6 @@ impl Inner {
     pub(crate) fn close_queue(&mut self, queue: u32) {
         self.queues[queue as usize] = None;
     }
-}
-
-/// Lists of I/Os that wait.
-#[derive(Clone, Copy)]
-enum Waiting {
-    Pending,
-    Blocked,
-    Starved,
 }
 
 impl Store {
