@@ -34,10 +34,26 @@ pub struct AdminRequest {
     pub opcode: AdminOpcode,
     /// Namespace, 0 for none.
     pub nsid: Nsid,
+    /// Command dwords 2 and 3, which only vendor specific commands use.
+    pub cdw2_3: [u32; 2],
     /// Command dwords 10 to 15.
     pub cdw10_15: [u32; 6],
     /// Data to send, or as many zeroes as may be received; at most [`MAX_ADMIN_BYTES`].
     pub data: Vec<u8>,
+}
+
+impl AdminRequest {
+    /// The command of an SQE, and its data.
+    pub fn new(sqe: &Sqe, data: Vec<u8>) -> Self {
+        let dwords = [&sqe.cdw10, &sqe.cdw11, &sqe.cdw12, &sqe.cdw13, &sqe.cdw14, &sqe.cdw15];
+        Self {
+            opcode: sqe.admin_opcode(),
+            nsid: sqe.nsid(),
+            cdw2_3: [sqe.cdw2.get(), sqe.cdw3.get()],
+            cdw10_15: dwords.map(|d| d.get()),
+            data,
+        }
+    }
 }
 
 /// The answer to an [`AdminRequest`].
@@ -102,13 +118,15 @@ impl Controller {
         &self.options.subnqn
     }
 
-    /// Any admin command.
+    /// Any admin command. Internal Error with a number in dword 0 is [`Error::Device`].
     pub async fn admin(&self, request: AdminRequest) -> Result<AdminReply, Error> {
         let op = request.opcode.name().unwrap_or("an admin command");
         if request.data.len() > MAX_ADMIN_BYTES {
             return Err(Error::Refused { op, addr: self.options.addr, status: Status::INVALID_FIELD });
         }
         let mut sqe = Sqe::admin(request.opcode, request.nsid);
+        sqe.cdw2.set(request.cdw2_3[0]);
+        sqe.cdw3.set(request.cdw2_3[1]);
         let dwords = request.cdw10_15;
         sqe.cdw10.set(dwords[0]);
         sqe.cdw11.set(dwords[1]);
@@ -116,8 +134,15 @@ impl Controller {
         sqe.cdw13.set(dwords[3]);
         sqe.cdw14.set(dwords[4]);
         sqe.cdw15.set(dwords[5]);
-        let (cqe, data) = run(&self.calls, &self.options, op, sqe, request.data).await?;
-        Ok(AdminReply { result: cqe.result(), data })
+        let addr = self.options.addr;
+        let answer = self.calls.call(sqe, request.data, true).await;
+        let (cqe, data) = answer.map_err(|fault| Error::Peer { op, addr, fault })?;
+        let (status, result) = (cqe.status(), cqe.result());
+        match i32::try_from(result as u32) {
+            _ if status.is_success() => Ok(AdminReply { result, data }),
+            Ok(errno @ 1..) if status.is(Status::INTERNAL_ERROR) => Err(Error::Device { op, addr, errno }),
+            _ => Err(Error::Refused { op, addr, status }),
+        }
     }
 
     /// A page of Identify data.

@@ -13,8 +13,10 @@ use aio::devices::events::EventHub;
 use aio::reactor::Core;
 use aio::{
     BlockCount, BlockDevice, Capabilities, DeviceError, DeviceEvent, Geometry, IoChannel, LocalBoxFuture,
+    Marks, Ranges, Snapshots,
 };
 use nvme::feature::Oaes;
+use nvme::vendor::facets::Facets;
 use nvme::{Cntlid, Nsid, Qid, Status};
 use uuid::Uuid;
 
@@ -22,6 +24,7 @@ use super::channel::{Channel, LOST};
 use super::connect::{connect_queue, open_queue};
 use super::controller::{AdminReply, AdminRequest, Controller};
 use super::error::{Error, PeerFault};
+use super::facets::FacetFacts;
 use super::home::{self, Inbox};
 use super::namespace::{ControllerFacts, Namespace, identity};
 use super::options::Options;
@@ -55,6 +58,7 @@ pub(super) struct Shared {
     name: String,
     uuid: Uuid,
     namespace: Namespace,
+    facts: FacetFacts,
     size_blocks: AtomicU64,
     state: AtomicU8,
     fault: OnceLock<PeerFault>,
@@ -94,12 +98,14 @@ impl NvmfDevice {
             let ns = controller.identify_namespace(nsid).await?;
             (ids.nguid, ids.eui64) = (ns.nguid, ns.eui64);
         }
+        let facts = FacetFacts::read(&controller, nsid, namespace.max_transfer_bytes()).await?;
         let in_capsule = controller.identify().in_capsule_bytes().min(namespace.max_transfer_bytes());
         let shared = Arc::new(Shared {
             name: options.device_name(),
             uuid: identity(&ids, options.subnqn.as_str(), nsid),
             size_blocks: AtomicU64::new(namespace.size.0),
             namespace,
+            facts,
             state: AtomicU8::new(State::Live as u8),
             fault: OnceLock::new(),
             events: EventHub::default(),
@@ -135,6 +141,10 @@ impl NvmfDevice {
     /// The namespace's identifier.
     pub fn nsid(&self) -> Nsid {
         self.shared.namespace.limits.nsid
+    }
+
+    pub(super) fn facts(&self) -> &FacetFacts {
+        &self.shared.facts
     }
 
     /// The controller's identifier.
@@ -403,6 +413,18 @@ impl BlockDevice for NvmfDevice {
 
     fn remove(&self) {
         self.shared.removed();
+    }
+
+    fn ranges(&self) -> Option<&dyn Ranges> {
+        self.with_facet(Facets::RANGES).map(|device| device as &dyn Ranges)
+    }
+
+    fn marks(&self) -> Option<&dyn Marks> {
+        self.with_facet(Facets::MARKS).map(|device| device as &dyn Marks)
+    }
+
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        self.with_facet(Facets::SNAPSHOTS).map(|device| device as &dyn Snapshots)
     }
 
     fn open_channel(&self) -> LocalBoxFuture<'_, Result<Box<dyn IoChannel>, DeviceError>> {

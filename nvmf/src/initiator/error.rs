@@ -81,6 +81,16 @@ pub enum Error {
         /// The answer.
         status: Status,
     },
+    /// The device behind the controller failed.
+    #[error("{op} failed at {addr}: the device answered with error number {errno}")]
+    Device {
+        /// Which command.
+        op: &'static str,
+        /// Whose answer.
+        addr: SocketAddr,
+        /// The number, as Linux counts errors.
+        errno: i32,
+    },
     /// The peer misbehaved.
     #[error("{op} with {addr} failed: {fault}")]
     Peer {

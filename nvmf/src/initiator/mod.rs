@@ -7,6 +7,7 @@
 //! - [`Options`]: where and how to connect, from a URI.
 //! - `request`: what an I/O becomes on the wire. - `queue`, `slot`: one queue pair over TCP.
 //! - `namespace`: a namespace's shape and limits. - `home`: what runs on the device's home core.
+//! - `facets`: what it can do beyond I/O, where its target tells.
 //! - `calls`, `connect`: commands as futures, for everything but I/O. - `memory`: pieces of the caller's memory.
 //!
 //! # Data path
@@ -26,6 +27,7 @@ mod controller;
 mod device;
 mod discovery;
 mod error;
+mod facets;
 mod home;
 mod memory;
 mod namespace;

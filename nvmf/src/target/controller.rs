@@ -55,7 +55,7 @@ pub enum Death {
 }
 
 /// One completion on the admin queue that came later than its command.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AdminCompletion {
     /// Which command.
     pub cid: Cid,
@@ -63,6 +63,15 @@ pub struct AdminCompletion {
     pub status: Status,
     /// Dwords 0 and 1.
     pub result: u64,
+    /// For the host: exactly as long as the command's SGL descriptor says, or nothing.
+    pub data: Vec<u8>,
+}
+
+impl AdminCompletion {
+    /// One without data.
+    pub(super) fn new(cid: Cid, status: Status, result: u64) -> Self {
+        Self { cid, status, result, data: Vec::new() }
+    }
 }
 
 /// What [`Controller::tick`] found.
@@ -158,6 +167,8 @@ pub(super) struct ControllerState {
     /// Since when it is not enabled.
     disabled_since: Option<Instant>,
     pub(super) admin: AdminState,
+    /// Vendor specific commands in flight: they outlive their queue.
+    pub(super) calls: u8,
 }
 
 /// What a new controller is made from.
@@ -202,6 +213,7 @@ impl Controller {
             kato_ms: new.kato_ms,
             disabled_since: Some(new.now),
             admin: AdminState::new(&new.shared.config, new.hostid),
+            calls: 0,
         };
         Arc::new(Self {
             shared: new.shared,
@@ -246,7 +258,7 @@ impl Controller {
         self.has_completions.load(Ordering::Acquire)
     }
 
-    /// Moves the late completions (asynchronous events, Aborts) into `out`, oldest first.
+    /// Moves the late completions (asynchronous events, Aborts, vendor specific commands) into `out`, oldest first.
     pub fn take_completions(&self, out: &mut Vec<AdminCompletion>) {
         let mut state = self.lock();
         self.has_completions.store(false, Ordering::Relaxed);
@@ -563,7 +575,21 @@ impl Controller {
             self.die_locked(&mut state, Death::AdminQueueGone);
         }
         Self::settle(&mut state);
-        let last = state.queues.is_empty();
+        self.drained(state);
+    }
+
+    /// A vendor specific command has ended.
+    pub(super) fn call_over(&self, completion: AdminCompletion) {
+        let mut state = self.lock();
+        state.calls -= 1;
+        state.admin.completions.push(completion);
+        self.announce_completions(&state);
+        self.drained(state);
+    }
+
+    /// Something of it has ended: is that the end of the association?
+    fn drained(&self, state: MutexGuard<'_, ControllerState>) {
+        let last = state.queues.is_empty() && state.calls == 0;
         drop(state);
         if last {
             self.shared.controller_gone(self);

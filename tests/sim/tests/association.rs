@@ -11,7 +11,7 @@ use aio::reactor::Core;
 use aio::{BlockDevice, DeviceEvent, DeviceUri, IoStatus, check};
 use nvme::identify::{Cns, Identify, IdentifyController};
 use nvme::log::discovery::{SubsystemType, TransportType};
-use nvme::{AdminOpcode, HostId, Nqn, Nsid, Status};
+use nvme::{AdminOpcode, HostId, Nqn, Nsid, Sqe, Status};
 use nvmf::initiator::{AdminRequest, Error, NvmfDevice, Options, PeerFault, discover};
 use nvmf::target::core::CoreConfig;
 use nvmf::target::{AllowedHosts, SubsystemSpec, TargetConfig};
@@ -112,18 +112,12 @@ fn passthrough_reaches_the_controller() {
     let mut bed = bed();
     let device = bed.connect(NQN).unwrap();
     let sqe = Identify::new(Cns::CONTROLLER, Nsid::NONE).sqe();
-    let request = AdminRequest {
-        opcode: AdminOpcode::IDENTIFY,
-        nsid: Nsid::NONE,
-        cdw10_15: [sqe.cdw10.get(), 0, 0, 0, 0, 0],
-        data: vec![0; 4096],
-    };
+    let request = AdminRequest::new(&sqe, vec![0; 4096]);
     let asked = device.clone();
     let reply = bed.run(async move { asked.admin(request).await }).unwrap();
     let identify = IdentifyController::read(&reply.data).unwrap();
     assert_eq!(identify.cntlid(), device.cntlid());
-    let bad =
-        AdminRequest { opcode: AdminOpcode::new(0xc3), nsid: Nsid::NONE, cdw10_15: [0; 6], data: Vec::new() };
+    let bad = AdminRequest::new(&Sqe::admin(AdminOpcode::new(0xc3), Nsid::NONE), Vec::new());
     let asked = device.clone();
     let error = bed.run(async move { asked.admin(bad).await }).unwrap_err();
     assert!(matches!(error, Error::Refused { status, .. } if status.is(Status::INVALID_OPCODE)), "{error}");

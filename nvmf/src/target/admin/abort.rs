@@ -24,7 +24,7 @@ impl Controller {
             // Of the admin commands only event requests wait for something. Their completion comes first.
             let found = admin.events.cancel(victim, &mut admin.completions);
             let result = if found { Abort::ABORTED } else { Abort::NOT_ABORTED };
-            admin.completions.push(AdminCompletion { cid: sqe.cid(), status: Status::SUCCESS, result });
+            admin.completions.push(AdminCompletion::new(sqe.cid(), Status::SUCCESS, result));
             self.announce_completions(&state);
             return Ok(AdminOutcome::Later);
         }
@@ -43,7 +43,7 @@ impl Controller {
         let mut state = self.lock();
         state.admin.aborts_in_flight -= 1;
         let result = if aborted { Abort::ABORTED } else { Abort::NOT_ABORTED };
-        state.admin.completions.push(AdminCompletion { cid: abort_cid, status: Status::SUCCESS, result });
+        state.admin.completions.push(AdminCompletion::new(abort_cid, Status::SUCCESS, result));
         self.announce_completions(&state);
     }
 }

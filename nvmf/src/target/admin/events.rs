@@ -89,7 +89,7 @@ impl Events {
             let Some(cid) = self.requests.pop_front() else { return };
             self.pending = self.pending.without(notice);
             self.masked |= notice;
-            out.push(AdminCompletion { cid, status: Status::SUCCESS, result: event.result() });
+            out.push(AdminCompletion::new(cid, Status::SUCCESS, event.result()));
         }
     }
 
@@ -113,14 +113,14 @@ impl Events {
     pub(super) fn cancel(&mut self, cid: Cid, out: &mut Vec<AdminCompletion>) -> bool {
         let Some(i) = self.requests.iter().position(|request| *request == cid) else { return false };
         self.requests.remove(i);
-        out.push(AdminCompletion { cid, status: Status::ABORT_REQUESTED, result: 0 });
+        out.push(AdminCompletion::new(cid, Status::ABORT_REQUESTED, 0));
         true
     }
 
     /// Controller Level Reset: forgets everything; requests end as if their queue was deleted.
     pub(super) fn reset(&mut self, out: &mut Vec<AdminCompletion>) {
         for cid in std::mem::take(self).requests {
-            out.push(AdminCompletion { cid, status: Status::ABORTED_SQ_DELETION, result: 0 });
+            out.push(AdminCompletion::new(cid, Status::ABORTED_SQ_DELETION, 0));
         }
     }
 }

@@ -131,6 +131,7 @@ impl Controller {
             self.tell_no_cache();
         }
         id.cntrltype = ControllerType::IO;
+        nvme::vendor::facets::sign(id);
         id.cmic = (Cmic::MULTI_PORT | Cmic::MULTI_CONTROLLER).with_if(Cmic::ANA, groups > 0);
         id.oaes = Oaes::NAMESPACE_ATTRIBUTE.with_if(Oaes::ANA_CHANGE, groups > 0);
         id.acl_z = MAX_ABORTS - 1;

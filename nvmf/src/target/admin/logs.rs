@@ -10,6 +10,7 @@ use nvme::log::{
     AnaLog, CommandEffects, EffectsLog, FeatureEffects, FeatureEffectsLog, FirmwareSlotLog, GetLogPage, Lid,
     SmartLog, SupportedLogPages, ana, changed_namespaces,
 };
+use nvme::vendor::facets;
 use nvme::vendor::{LID_ASSOCIATION, OPCODE_END_ASSOCIATION};
 use nvme::{AdminOpcode, Nsid, NvmOpcode, Sqe, Status};
 
@@ -158,6 +159,9 @@ fn effects(subsystem: &Subsystem) -> Vec<u8> {
     let mut log = EffectsLog::zeroed();
     for opcode in ADMIN {
         log.admin[usize::from(opcode.get())] = CommandEffects::SUPPORTED | CommandEffects::CONTROLLER_SCOPE;
+    }
+    for opcode in facets::OPCODES {
+        log.admin[usize::from(opcode.get())] = CommandEffects::SUPPORTED | CommandEffects::NAMESPACE_SCOPE;
     }
     let oncs = oncs(subsystem);
     let commands = [

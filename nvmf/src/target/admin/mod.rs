@@ -2,6 +2,7 @@
 //!
 //! - `identify`, `logs`, `discovery`, `features`: what they are named after.
 //! - `events`: Asynchronous Event Request, what is reported, masked and read.
+//! - `facets`: vendor specific commands about what a device can do beyond I/O.
 //! - `errors`: the ring behind the Error Information log page.
 //! - `abort`: finds the queue, and lets its core try.
 //! - `association`: what hosts of this project ask about associations, and how they end one of theirs.
@@ -11,6 +12,7 @@ mod association;
 mod discovery;
 mod errors;
 mod events;
+mod facets;
 mod features;
 mod identify;
 mod logs;
@@ -113,6 +115,7 @@ impl Controller {
             AdminOpcode::GET_LOG_PAGE => self.get_log_page(sqe, now),
             AdminOpcode::ABORT if self.kind() == ControllerKind::Io => self.abort(sqe),
             OPCODE_END_ASSOCIATION if self.kind() == ControllerKind::Io => Ok(self.end_association(sqe)),
+            opcode if facets::is_facet(opcode) => self.facet(sqe, data),
             _ => Err(Status::INVALID_OPCODE),
         };
         outcome.unwrap_or_else(|status| {

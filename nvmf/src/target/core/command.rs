@@ -374,17 +374,20 @@ impl Conn {
         self.free_buffer(core, id);
         match outcome {
             AdminOutcome::Done { status, result } => self.answer(id, status, result, core),
-            AdminOutcome::Data { data, result } => {
-                let len_bytes = data.len() as u32;
-                self.heap_bytes += u64::from(len_bytes);
-                self.slots[id].buffer = Buffer::Heap(data);
-                self.answer_with_data(id, len_bytes, result, core);
-            }
+            AdminOutcome::Data { data, result } => self.answer_from_heap(id, data, result, core),
             AdminOutcome::Later => {
                 self.slots[id].go(Step::Defer);
                 self.late_completions(core);
             }
         }
+    }
+
+    /// Answers with `data`.
+    fn answer_from_heap(&mut self, id: SlotId, data: Vec<u8>, result: u64, core: &mut CoreState) {
+        let len_bytes = data.len() as u32;
+        self.heap_bytes += u64::from(len_bytes);
+        self.slots[id].buffer = Buffer::Heap(data);
+        self.answer_with_data(id, len_bytes, result, core);
     }
 
     /// Sends admin completions that came later than their commands.
@@ -396,10 +399,12 @@ impl Conn {
         if let Some(controller) = self.controller() {
             controller.take_completions(&mut late);
         }
-        for AdminCompletion { cid, status, result } in late {
+        for AdminCompletion { cid, status, result, data } in late {
             let found = self.slots.in_use().find(|(_, s)| s.state() == State::Later && s.cid == cid.0);
-            if let Some((id, _)) = found {
-                self.answer(id, status, result, core);
+            match found {
+                Some((id, _)) if data.is_empty() => self.answer(id, status, result, core),
+                Some((id, _)) => self.answer_from_heap(id, data, result, core),
+                None => {}
             }
         }
     }

@@ -281,9 +281,17 @@ fn other_opcodes_are_not_there() {
     let bench = Bench::new();
     let admin = bench.host();
     let known = [0x02, 0x06, 0x08, 0x09, 0x0a, 0x0c, 0x18, 0x7f, 0xd0];
-    for opcode in (0..=255u8).filter(|opcode| !known.contains(opcode)) {
+    let facets = nvme::vendor::facets::OPCODES.map(AdminOpcode::get);
+    for opcode in (0..=255u8).filter(|opcode| !known.contains(opcode) && !facets.contains(opcode)) {
         let sqe = Sqe::admin(AdminOpcode::new(opcode), Nsid::NONE);
         assert_eq!(command(&admin, &sqe), Err(Status::INVALID_OPCODE), "{opcode:#x}");
+    }
+    // Known, but not of a device without facets.
+    for opcode in facets.into_iter().filter(|o| *o != nvme::vendor::facets::READ_FACETS.get()) {
+        let sqe = Sqe::admin(AdminOpcode::new(opcode), Nsid(1));
+        assert_eq!(command(&admin, &sqe), Err(Status::INVALID_OPCODE), "{opcode:#x}");
+        let nobody = Sqe::admin(AdminOpcode::new(opcode), Nsid(77));
+        assert_eq!(command(&admin, &nobody), Err(Status::INVALID_NAMESPACE), "{opcode:#x}");
     }
     assert!(Status::INVALID_OPCODE.dnr());
 }
