@@ -342,5 +342,6 @@ fn namespace_spec(namespace: &Namespace, entry: &Entry) -> NamespaceSpec {
         nsid: Some(Nsid(namespace.nsid)),
         ids: namespace.uuid.map(NsIds::from_uuid),
         ana_group: namespace.ana_group,
+        reservations: None,
     }
 }

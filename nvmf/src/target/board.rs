@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aio::{BlockDevice, DeviceError};
-use nvme::{Cid, Nsid, Qid};
+use nvme::reservation::Access;
+use nvme::{Cid, HostId, Nsid, Qid, Status};
 
 use super::ana::AnaTable;
 use super::controller::Controller;
@@ -35,6 +36,8 @@ pub struct Attach {
     pub device: Arc<dyn BlockDevice>,
     /// Written by this core only; summed by the control side when somebody asks.
     pub counters: Arc<IoCounters>,
+    /// Who may do what, while there is a reservation.
+    pub access: Option<Arc<Access>>,
 }
 
 /// One order to one core.
@@ -89,6 +92,22 @@ pub enum CoreMsg {
         /// Sent when in effect.
         ack: Ack,
     },
+    /// Obey these rights from the next command on, abort what there is of some hosts, and acknowledge when no command that
+    /// was aborted or that the rights forbid is in the device any more.
+    Reserve {
+        /// The subsystem's place in the core's table.
+        subsystem: SubsystemId,
+        /// Which namespace.
+        nsid: Nsid,
+        /// Replaces the rights; `None` = everybody may do everything.
+        access: Option<Arc<Access>>,
+        /// Whose commands to abort.
+        abort: Arc<[HostId]>,
+        /// See above.
+        ack: Ack,
+    },
+    /// Complete a command of an I/O queue that waits for the control side.
+    Complete(LateCompletion),
     /// Forget the subsystem: its connections are closing, its namespaces were detached.
     Forget {
         /// The subsystem's place in the core's table.
@@ -104,6 +123,18 @@ pub enum CoreMsg {
     Attend,
     /// An association is gone for good: offer the Connects again that were told to wait.
     RetryConnects,
+}
+
+/// The end of a command on an I/O queue that the control side executed.
+pub struct LateCompletion {
+    /// Whose queue.
+    pub controller: Arc<Controller>,
+    /// The queue; never the admin queue.
+    pub qid: Qid,
+    /// The command.
+    pub cid: Cid,
+    /// How it ended.
+    pub status: Status,
 }
 
 /// An Abort command on its way to the core that owns the queue.

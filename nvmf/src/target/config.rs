@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::ana::ListenerId;
 use super::ns::NsIds;
+use super::reserve::PersistentReservations;
 
 /// What subsystem NQNs of named devices start with.
 pub const NQN_PREFIX: &str = "nqn.2019-05.io.openebs:";
@@ -207,11 +208,13 @@ pub struct NamespaceSpec {
     pub ids: Option<NsIds>,
     /// ANA group, 1-based; 1 where ANA is not reported.
     pub ana_group: u32,
+    /// Reservations that persist through power loss; `None` = they end with the namespace.
+    pub reservations: Option<PersistentReservations>,
 }
 
 impl NamespaceSpec {
     /// `device` under the lowest free nsid, in ANA group 1.
     pub fn new(device: Arc<dyn BlockDevice>) -> Self {
-        Self { device, nsid: None, ids: None, ana_group: 1 }
+        Self { device, nsid: None, ids: None, ana_group: 1, reservations: None }
     }
 }

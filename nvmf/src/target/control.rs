@@ -21,6 +21,7 @@ use super::handle::{Shared, Target};
 use super::model::{Ana, Life, Model, Namespace, Pause, Subsystem};
 use super::ns::{NsIds, NsInfo};
 use super::promise::{Resolver, promise};
+use super::reserve::Desk;
 
 type Answer<T> = Resolver<Result<T, TargetError>>;
 
@@ -272,6 +273,8 @@ impl Shared {
         subsystem.check_group(spec.ana_group)?;
         info.nsid = nsid;
         info.write_through = subsystem.controllers.values().any(|c| c.was_told_no_cache());
+        let desk = Desk::new(spec.reservations);
+        let access = desk.access();
         let counters: Vec<_> = model.cores.iter().map(|_| Arc::new(IoCounters::default())).collect();
         let ns = Namespace {
             serial,
@@ -281,6 +284,7 @@ impl Shared {
             device_name,
             incarnation,
             boundary_blocks,
+            desk,
             counters: counters.clone(),
             subscription: None,
             active: false,
@@ -291,7 +295,8 @@ impl Shared {
         model.next_namespace += 1;
         let acks = Acks::new();
         for (core, counters) in model.cores.iter().zip(counters) {
-            let attach = Attach { subsystem: id, info, device: device.clone(), counters };
+            let (device, access) = (device.clone(), access.clone());
+            let attach = Attach { subsystem: id, info, device, counters, access };
             core.post(CoreMsg::Attach(attach, acks.ack()));
         }
         drop(guard);
@@ -553,14 +558,14 @@ impl Shared {
 
 /// One namespace, and no later one with the same nsid.
 #[derive(Clone, Copy)]
-struct Place {
-    subsystem: SubsystemId,
-    nsid: Nsid,
-    serial: u64,
+pub(super) struct Place {
+    pub(super) subsystem: SubsystemId,
+    pub(super) nsid: Nsid,
+    pub(super) serial: u64,
 }
 
 impl Model {
-    fn namespace_mut(&mut self, place: Place) -> Option<(&Nqn, &mut Namespace)> {
+    pub(super) fn namespace_mut(&mut self, place: Place) -> Option<(&Nqn, &mut Namespace)> {
         let subsystem = self.subsystem_mut(place.subsystem)?;
         let ns = subsystem.namespaces.get_mut(&place.nsid).filter(|ns| ns.serial == place.serial)?;
         Some((&subsystem.nqn, ns))

@@ -96,7 +96,8 @@ impl Target {
             for ns in subsystem.namespaces.values_mut() {
                 let counters = Arc::new(IoCounters::default());
                 ns.counters.push(counters.clone());
-                let attach = Attach { subsystem: id, info: ns.info, device: ns.device.clone(), counters };
+                let (device, access) = (ns.device.clone(), ns.desk.access());
+                let attach = Attach { subsystem: id, info: ns.info, device, counters, access };
                 inbox.post(CoreMsg::Attach(attach, unheard.ack()));
             }
             if let Pause::Held(number) = subsystem.pause {

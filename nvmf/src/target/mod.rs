@@ -8,6 +8,7 @@
 //! - [`admin`]: identify, log pages, features, asynchronous events, Abort.
 //! - [`nvm`]: decoding and validation of I/O commands; pure, hot, used by the cores.
 //! - [`core`]: what runs on each core: connections, command slots, devices, the hot path.
+//! - `reserve`: reservations: who may write, and how a change of that reaches every core.
 //! - [`board`]: orders from the control side to the cores, and their acknowledgements.
 //! - [`config`], [`ns`], [`ana`], [`counters`], [`error`]: plain data.
 //!
@@ -48,6 +49,7 @@ mod model;
 pub mod ns;
 pub mod nvm;
 mod promise;
+mod reserve;
 pub mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -62,3 +64,4 @@ pub use counters::{IoCounters, IoTotals};
 pub use error::TargetError;
 pub use handle::Target;
 pub use ns::{NsIds, NsInfo};
+pub use reserve::{PersistentReservations, ReservationStore, SaveDone, SavedReservations};

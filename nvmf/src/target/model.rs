@@ -15,6 +15,7 @@ use super::config::{AllowedHosts, Listeners};
 use super::controller::{Controller, ControllerKind};
 use super::counters::{IoCounters, IoTotals, LATENCY_BUCKETS};
 use super::ns::{NsIds, NsInfo};
+use super::reserve::Desk;
 
 /// Everything behind the model's mutex.
 pub(super) struct Model {
@@ -103,6 +104,8 @@ pub(super) struct Namespace {
     pub(super) incarnation: Option<u128>,
     /// Hint to hosts; 0 = none.
     pub(super) boundary_blocks: u32,
+    /// Its reservations.
+    pub(super) desk: Desk,
     /// One per core, in the order of the cores.
     pub(super) counters: Vec<Arc<IoCounters>>,
     pub(super) subscription: Option<Subscription>,

@@ -6,10 +6,12 @@
 use aio::{BlockCount, BlockRange, Capabilities, IoFlags, Lba};
 use nvme::command::{Fuse, Psdt};
 use nvme::nvm::{Copy as CopyCommand, CopyRange0, Dsm, DsmFlags, DsmRange, Rw, RwFlags};
+use nvme::reservation::Rights;
 use nvme::sgl::Sgl;
 use nvme::{NvmOpcode, Sqe, Status};
 
 use super::ns::NsInfo;
+use super::reserve::payload_of;
 
 /// Most ranges of one Dataset Management command.
 pub const MAX_DSM_RANGES: u32 = 256;
@@ -45,6 +47,8 @@ pub enum NvmOp {
         /// 1 to 128.
         ranges: u16,
     },
+    /// One of the four reservation commands: for the control side, which decodes it.
+    Reservation,
     /// Nothing to do, with data to be taken and thrown away (advice that the device has no use for).
     Ignore,
 }
@@ -64,6 +68,23 @@ pub enum Payload {
         /// From the start of in-capsule data.
         offset_bytes: u64,
     },
+}
+
+impl NvmOp {
+    /// What a host needs to be allowed while there is a reservation.
+    pub const fn needed(self) -> Rights {
+        match self {
+            Self::Read | Self::Compare | Self::Verify => Rights::READ,
+            Self::Write
+            | Self::Flush
+            | Self::WriteZeroes
+            | Self::Unmap { .. }
+            // Dataset Management without an effect is that command all the same.
+            | Self::Ignore => Rights::WRITE,
+            Self::Copy { .. } => Rights::ALL,
+            Self::Reservation => Rights::NONE,
+        }
+    }
 }
 
 /// Role in a fused operation.
@@ -260,6 +281,13 @@ fn decode_rare(sqe: &Sqe, ns: &NsInfo, opcode: NvmOpcode) -> Result<NvmCommand, 
         }
         NvmOpcode::DATASET_MANAGEMENT => dataset_management(sqe, ns),
         NvmOpcode::COPY => copy(sqe, ns),
+        NvmOpcode::RESERVATION_REGISTER
+        | NvmOpcode::RESERVATION_REPORT
+        | NvmOpcode::RESERVATION_ACQUIRE
+        | NvmOpcode::RESERVATION_RELEASE => {
+            let (len_bytes, payload) = payload_of(sqe, ns.max_transfer_bytes)?;
+            Ok(NvmCommand { op: NvmOp::Reservation, len_bytes, payload, ..flush() })
+        }
         _ => Err(Status::INVALID_OPCODE),
     }
 }

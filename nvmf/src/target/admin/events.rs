@@ -8,10 +8,11 @@ use std::collections::{BTreeSet, VecDeque};
 
 use nvme::aen::AsyncEvent;
 use nvme::feature::Oaes;
-use nvme::log::Lid;
+use nvme::log::{Lid, ReservationNotice};
 use nvme::{Cid, Nsid, Status};
 
 use super::features::Features;
+use super::reservations::Notifications;
 use crate::target::controller::AdminCompletion;
 
 /// Event requests that one controller holds at a time (AERL + 1).
@@ -29,6 +30,8 @@ pub(in crate::target) enum Event {
     Ana,
     /// The discovery log page changed.
     Discovery,
+    /// Another host did something to this host's reservation or registration.
+    Reservation(Nsid, ReservationNotice),
 }
 
 /// Each notice that is ever raised, with what its completion says.
@@ -46,6 +49,8 @@ pub(super) struct Events {
     /// Notices that were reported and not read.
     masked: Oaes,
     changed: BTreeSet<Nsid>,
+    /// These have a queue of their own, and are masked by a feature of their own.
+    pub(super) notifications: Notifications,
 }
 
 impl Events {
@@ -74,6 +79,12 @@ impl Events {
             }
             Event::Ana => Oaes::ANA_CHANGE,
             Event::Discovery => Oaes::DISCOVERY_LOG,
+            Event::Reservation(nsid, kind) => {
+                if features.masks().lets_through(nsid, kind) {
+                    self.notifications.push(nsid, kind);
+                }
+                Oaes::NONE
+            }
         };
         self.report(features, out);
     }
@@ -91,6 +102,15 @@ impl Events {
             self.masked |= notice;
             out.push(AdminCompletion::new(cid, Status::SUCCESS, event.result()));
         }
+        let notifications = &mut self.notifications;
+        if notifications.unreported
+            && !notifications.reported
+            && let Some(cid) = self.requests.pop_front()
+        {
+            (notifications.unreported, notifications.reported) = (false, true);
+            let result = AsyncEvent::RESERVATION.result();
+            out.push(AdminCompletion { cid, status: Status::SUCCESS, result });
+        }
     }
 
     /// The host read the page `lid` and asked to clear its event: what happened so far is known.
@@ -101,6 +121,9 @@ impl Events {
         }
         if lid == Lid::CHANGED_NAMESPACES {
             self.changed.clear();
+        }
+        if lid == Lid::RESERVATION {
+            self.notifications.read();
         }
     }
 

@@ -2,6 +2,8 @@
 //!
 //! Nothing is saveable: what a host sets lasts until the next Controller Level Reset.
 
+use std::sync::Arc;
+
 use aio::Instant;
 use nvme::feature::{
     ErrorRecovery, FeatureCapabilities, Fid, GetFeatures, HostBehavior, HostIdentifier, Oaes,
@@ -10,12 +12,13 @@ use nvme::feature::{
 };
 use nvme::{HostId, Sqe, Status};
 
+use super::reservations::{self, Masks};
 use super::{AdminOutcome, to_host};
 use crate::target::config::TargetConfig;
 use crate::target::controller::{Controller, ControllerKind};
 
 /// The features of an I/O controller; Volatile Write Cache only where there is one.
-pub(super) const FEATURES: [Fid; 12] = [
+pub(super) const FEATURES: [Fid; 14] = [
     Fid::ARBITRATION,
     Fid::POWER_MANAGEMENT,
     Fid::TEMPERATURE_THRESHOLD,
@@ -28,6 +31,8 @@ pub(super) const FEATURES: [Fid; 12] = [
     Fid::KEEP_ALIVE_TIMER,
     Fid::HOST_BEHAVIOR,
     Fid::HOST_IDENTIFIER,
+    Fid::RESERVATION_MASK,
+    Fid::RESERVATION_PERSISTENCE,
 ];
 
 /// The features of a discovery controller.
@@ -56,6 +61,7 @@ pub(in crate::target) struct Features {
     timestamp: Option<(u64, Instant)>,
     host_behavior: HostBehavior,
     hostid: HostId,
+    masks: Masks,
 }
 
 impl Features {
@@ -71,6 +77,7 @@ impl Features {
             timestamp: None,
             host_behavior: HostBehavior::zeroed(),
             hostid,
+            masks: Masks::default(),
         }
     }
 
@@ -82,6 +89,15 @@ impl Features {
     /// The notices that the host wants.
     pub(super) fn async_events(&self) -> Oaes {
         self.async_events
+    }
+
+    /// Which reservation notifications the host does not want.
+    pub(super) fn masks(&self) -> &Masks {
+        &self.masks
+    }
+
+    pub(super) fn masks_mut(&mut self) -> &mut Masks {
+        &mut self.masks
     }
 
     pub(super) fn hostid(&self) -> HostId {
@@ -110,6 +126,9 @@ impl Controller {
         let get = GetFeatures::decode(sqe);
         if !self.has_feature(get.fid) {
             return Err(Status::INVALID_FIELD);
+        }
+        if reservations::is_feature(get.fid) {
+            return self.get_reservation_feature(&get);
         }
         let state = self.lock();
         let mut values = match get.select {
@@ -145,10 +164,18 @@ impl Controller {
         Ok(AdminOutcome::success(u64::from(value)))
     }
 
-    pub(super) fn set_features(&self, sqe: &Sqe, data: &[u8], now: Instant) -> Result<AdminOutcome, Status> {
+    pub(super) fn set_features(
+        self: &Arc<Self>,
+        sqe: &Sqe,
+        data: &[u8],
+        now: Instant,
+    ) -> Result<AdminOutcome, Status> {
         let set = SetFeatures::decode(sqe);
         if !self.has_feature(set.fid) {
             return Err(Status::INVALID_FIELD);
+        }
+        if reservations::is_feature(set.fid) {
+            return self.set_reservation_feature(sqe, &set);
         }
         if set.save {
             return Err(Status::FEATURE_NOT_SAVEABLE);

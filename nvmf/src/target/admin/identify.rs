@@ -13,6 +13,7 @@ use nvme::identify::{
     Cns, ControllerList, Csi, IDENTIFY_LEN_BYTES, IdList, Identify, IoCommandSets, NamespaceIds,
 };
 use nvme::property::Version;
+use nvme::reservation::capabilities;
 use nvme::{Nsid, Sqe, Status};
 
 use super::abort::MAX_ABORTS;
@@ -173,7 +174,7 @@ pub(super) fn oncs(subsystem: &Subsystem) -> Oncs {
     let mut none_or_any = subsystem.active().peekable();
     let deallocates =
         none_or_any.peek().is_none() || none_or_any.any(|ns| ns.info.caps.contains(Capabilities::UNMAP));
-    (Oncs::FEATURE_SAVE_SELECT | Oncs::TIMESTAMP)
+    (Oncs::FEATURE_SAVE_SELECT | Oncs::TIMESTAMP | Oncs::RESERVATIONS)
         .with_if(Oncs::DATASET_MANAGEMENT, deallocates)
         .with_if(Oncs::COMPARE, all(subsystem, Capabilities::COMPARE))
         .with_if(Oncs::WRITE_ZEROES, all(subsystem, Capabilities::WRITE_ZEROES))
@@ -224,6 +225,7 @@ fn identify_namespace(ns: &Namespace, ana_groups: u16) -> IdentifyNamespace {
         ncap: info.size_blocks.into(),
         nuse: info.size_blocks.into(),
         nmic: Nmic::SHARED,
+        rescap: capabilities(ns.desk.state().can_persist()),
         nsfeat: Nsfeat::ATOMICITY,
         nawun_z: unit_z(info.atomic_blocks).into(),
         nawupf_z: unit_z(info.atomic_blocks).into(),
@@ -256,6 +258,7 @@ fn identify_namespace(ns: &Namespace, ana_groups: u16) -> IdentifyNamespace {
 fn identify_independent(ns: &Namespace, ana_groups: u16) -> IndependentIdentifyNamespace {
     IndependentIdentifyNamespace {
         nmic: Nmic::SHARED,
+        rescap: capabilities(ns.desk.state().can_persist()),
         anagrpid: (if ana_groups > 0 { ns.info.ana_group } else { 0 }).into(),
         nsattr: nsattr(ns),
         nstat: Nstat::READY,

@@ -16,13 +16,14 @@ use nvme::{AdminOpcode, Nsid, NvmOpcode, Sqe, Status};
 
 use super::features::FEATURES;
 use super::identify::oncs;
+use super::reservations::is_feature;
 use super::{AdminOutcome, to_host};
 use crate::target::ana::ListenerId;
 use crate::target::controller::{Controller, ControllerKind};
 use crate::target::model::{Model, Subsystem};
 
 /// The pages of an I/O controller; ANA comes on top where it is reported.
-const IO_PAGES: [Lid; 9] = [
+const IO_PAGES: [Lid; 10] = [
     Lid::SUPPORTED,
     Lid::ERROR,
     Lid::SMART,
@@ -31,6 +32,7 @@ const IO_PAGES: [Lid; 9] = [
     Lid::EFFECTS,
     Lid::FEATURE_EFFECTS,
     Lid::MI_EFFECTS,
+    Lid::RESERVATION,
     LID_ASSOCIATION,
 ];
 
@@ -68,6 +70,7 @@ impl Controller {
             Lid::FEATURE_EFFECTS => feature_effects().into(),
             Lid::MI_EFFECTS => vec![0; MI_EFFECTS_LEN_BYTES].into(),
             LID_ASSOCIATION => self.association_page(subsystem, get.nsid).into(),
+            Lid::RESERVATION => self.lock().admin.events.notifications.page().wire().to_vec().into(),
             Lid::ANA => ana_page(subsystem, self.listener(), get.lsp & ana::RETURN_GROUPS_ONLY != 0).into(),
             _ => self.discovery_page(model).into(),
         };
@@ -77,7 +80,12 @@ impl Controller {
         let outcome = to_host(sqe, data)?;
         if !get.rae {
             // Still under the model's lock: no change comes between the page and this.
-            self.lock().admin.events.clear(get.lid);
+            let mut state = self.lock();
+            let admin = &mut state.admin;
+            admin.events.clear(get.lid);
+            // The next notification, when there is one.
+            admin.events.report(&admin.features, &mut admin.completions);
+            self.announce_completions(&state);
         }
         Ok(outcome)
     }
@@ -173,6 +181,10 @@ fn effects(subsystem: &Subsystem) -> Vec<u8> {
         (NvmOpcode::DATASET_MANAGEMENT, oncs.contains(Oncs::DATASET_MANAGEMENT), true),
         (NvmOpcode::VERIFY, oncs.contains(Oncs::VERIFY), false),
         (NvmOpcode::COPY, oncs.contains(Oncs::COPY), true),
+        (NvmOpcode::RESERVATION_REGISTER, true, false),
+        (NvmOpcode::RESERVATION_REPORT, true, false),
+        (NvmOpcode::RESERVATION_ACQUIRE, true, false),
+        (NvmOpcode::RESERVATION_RELEASE, true, false),
     ];
     for (opcode, supported, changes) in commands {
         if supported {
@@ -187,8 +199,10 @@ fn feature_effects() -> Vec<u8> {
     let mut log = FeatureEffectsLog::zeroed();
     for fid in FEATURES {
         let changes = fid == Fid::NUMBER_OF_QUEUES;
-        log.features[usize::from(fid.get())] = (FeatureEffects::SUPPORTED | FeatureEffects::CONTROLLER_SCOPE)
-            .with_if(FeatureEffects::CONTROLLER_CHANGE, changes);
+        let scope =
+            if is_feature(fid) { FeatureEffects::NAMESPACE_SCOPE } else { FeatureEffects::CONTROLLER_SCOPE };
+        log.features[usize::from(fid.get())] =
+            (FeatureEffects::SUPPORTED | scope).with_if(FeatureEffects::CONTROLLER_CHANGE, changes);
     }
     log.wire().to_vec()
 }

@@ -4,6 +4,7 @@
 //! - `events`: Asynchronous Event Request, what is reported, masked and read.
 //! - `facets`: vendor specific commands about what a device can do beyond I/O.
 //! - `errors`: the ring behind the Error Information log page.
+//! - `reservations`: the notification log page, and features.
 //! - `abort`: finds the queue, and lets its core try.
 //! - `association`: what hosts of this project ask about associations, and how they end one of theirs.
 
@@ -16,6 +17,7 @@ mod facets;
 mod features;
 mod identify;
 mod logs;
+mod reservations;
 
 use std::sync::Arc;
 

@@ -8,7 +8,7 @@ use nvme::{Nsid, NvmOpcode, Sqe, Status};
 use super::super::admin::AdminOutcome;
 use super::super::connect::{ConnectOutcome, ConnectRequest};
 use super::super::controller::AdminCompletion;
-use super::super::nvm::{self, Fused, NvmCommand, Payload};
+use super::super::nvm::{self, Fused, NvmCommand, NvmOp, Payload};
 use super::CoreState;
 use super::buffer::Buffer;
 use super::chunks::Received;
@@ -96,7 +96,7 @@ impl Conn {
         let slot = &mut self.slots[id];
         slot.data_bytes = command.len_bytes;
         let payload = command.payload;
-        if !matches!(slot.task, Task::FlushAll(_)) {
+        if matches!(slot.task, Task::None) {
             slot.task = Task::Io(command);
         }
         match payload {
@@ -128,6 +128,9 @@ impl Conn {
         let space = core.spaces.find(self.subsystem, nsid, self.listener)?;
         let command = nvm::decode(sqe, &core.spaces.any(space).info)?;
         self.slots[id].space = space;
+        if command.op == NvmOp::Reservation {
+            self.slots[id].task = Task::Reservation(Box::new(*sqe));
+        }
         Ok(Some(command))
     }
 

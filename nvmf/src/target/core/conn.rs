@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use aio::{ByteStream, Instant, Sleep};
+use nvme::HostId;
 use nvme::tcp::PduError;
 
 use super::super::ana::ListenerId;
@@ -84,6 +85,8 @@ pub(super) struct Conn {
     pub(super) cids: Option<CidSet>,
     pub(super) listener: ListenerId,
     pub(super) subsystem: SubsystemId,
+    /// Who it serves, from the grant on.
+    pub(super) hostid: HostId,
     pub(super) grant: Option<QueueGrant>,
     /// Completions do not carry the queue head, so C2HData may carry the success.
     pub(super) no_flow_control: bool,
@@ -164,6 +167,7 @@ impl Conn {
             cids: None,
             listener,
             subsystem: NOBODY,
+            hostid: HostId::NONE,
             grant: None,
             no_flow_control: false,
             is_admin: false,
@@ -206,6 +210,7 @@ impl Conn {
         self.cids = Some(CidSet::new());
         self.is_admin = grant.qid().is_admin();
         self.subsystem = grant.controller().subsystem();
+        self.hostid = grant.controller().hostid();
         self.no_flow_control = !grant.sq_flow_control();
         if self.is_admin {
             self.controller_tick = core.now;

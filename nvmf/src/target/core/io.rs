@@ -5,6 +5,7 @@
 
 use aio::{Completion, Io, IoFlags, Opcode, SgEntry};
 use nvme::Status;
+use nvme::reservation::Rights;
 
 use super::super::nvm::{self, NvmCommand, NvmOp};
 use super::CoreState;
@@ -49,7 +50,9 @@ impl Conn {
                     }
                 }
             }
-            Task::Admin(_) if self.heap_bytes >= MAX_HEAP_BYTES => self.enqueue(id, core),
+            Task::Admin(_) | Task::Reservation(_) if self.heap_bytes >= MAX_HEAP_BYTES => {
+                self.enqueue(id, core)
+            }
             _ => self.execute_cold(id, core),
         }
     }
@@ -59,6 +62,7 @@ impl Conn {
         match core::mem::take(&mut self.slots[id].task) {
             Task::Connect(sqe) => self.connect(id, &sqe, core),
             Task::Admin(sqe) => self.admin(id, &sqe, core),
+            Task::Reservation(sqe) => self.reservation(id, &sqe, core),
             Task::Io(_) | Task::FlushAll(_) | Task::None => self.answer(id, Status::INTERNAL_ERROR, 0, core),
         }
     }
@@ -198,6 +202,15 @@ impl Conn {
             return Attempt::Done;
         };
         let (lends, busy) = (space.lends, space.busy);
+        // Between this and the submission nothing happens on this core: what is in a device was allowed to be when it
+        // went there, see `reserve`.
+        if let Some(access) = &space.access {
+            let needed = if second == SlotId::NONE { command.op.needed() } else { Rights::ALL };
+            if !access.allows(self.hostid, needed) {
+                self.answer_pair(id, second, Status::RESERVATION_CONFLICT, core);
+                return Attempt::Done;
+            }
+        }
         match core.spaces.admits(at, self.listener) {
             Ok(true) if !busy => {}
             Ok(_) => return Attempt::Later,
@@ -287,6 +300,8 @@ impl Conn {
                 io.opcode
             }
             NvmOp::Ignore => return Err(Status::SUCCESS),
+            // Never a task of this kind.
+            NvmOp::Reservation => return Err(Status::INTERNAL_ERROR),
         };
         if matches!(command.op, NvmOp::Read | NvmOp::Write | NvmOp::Compare) && !slot.buffer.is_none() {
             slot.buffer.entries(0, command.len_bytes, &mut core.sg);

@@ -3,7 +3,7 @@
 //! # Map
 //! - [`TargetCore`] (here): the poller. Owns the core's listeners, connections and `CoreState`, and runs a turn.
 //! - `conn`: one connection and its life; `receive`: bytes to events; `command`: a command until its data is there;
-//!   `io`: submission, the line of waiting commands, completion; `transmit`: answers and the gathered send.
+//!   `reserve`: reservation commands, and changes of rights; `io`: submission, the line of waiting commands, completion; `transmit`: answers and the gathered send.
 //! - `slots`: the commands of a queue; `cids`: their identifiers; `buffer`: where their data is; `chunks`: where
 //!   received bytes land; `shares`: who has how much memory; `spaces`: namespaces and their channels on this core.
 //! - [`CoreConfig`], [`Timeouts`], [`TargetCoreStats`], [`ConnectionInfo`]: plain data.
@@ -37,6 +37,7 @@ mod conn;
 mod info;
 mod io;
 mod receive;
+mod reserve;
 mod shares;
 mod slots;
 mod spaces;
@@ -296,6 +297,10 @@ impl TargetCore {
                 }
                 CoreMsg::Resume { subsystem, ack } => spaces.resume(subsystem, ack),
                 CoreMsg::Forget { subsystem, ack } => spaces.forget(subsystem, ack),
+                CoreMsg::Reserve { subsystem, nsid, access, abort, ack } => {
+                    self.set_rights(subsystem, nsid, access, &abort, ack);
+                }
+                CoreMsg::Complete(late) => self.complete_late(&late),
                 CoreMsg::Abort(request) => self.abort(request),
                 CoreMsg::Attend => self.attend(),
                 CoreMsg::RetryConnects => {
@@ -427,6 +432,9 @@ impl Poller for TargetCore {
             work += self.orders();
         }
         work += self.state.spaces.advance();
+        if !self.state.spaces.fences.is_empty() {
+            work += self.advance_fences();
+        }
         if now >= self.next_tick {
             self.tick();
         }

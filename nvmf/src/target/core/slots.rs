@@ -102,6 +102,8 @@ pub(super) enum Task {
     Io(NvmCommand),
     /// A Flush of all namespaces: this one now, the others after it.
     FlushAll(NvmCommand),
+    /// A reservation command.
+    Reservation(Box<Sqe>),
     /// Connect.
     Connect(Box<Sqe>),
     /// A command of the admin queue.

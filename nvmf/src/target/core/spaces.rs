@@ -5,7 +5,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use aio::{Capabilities, Completion, DeviceError, Instant, IoChannel, Sleep};
+use aio::{Capabilities, Completion, DeviceError, Instant, IoChannel, Sleep, Token};
+use nvme::reservation::Access;
 use nvme::{Nsid, Status};
 
 use super::super::ana::{AnaTable, ListenerId};
@@ -31,6 +32,8 @@ pub(super) struct Space {
     pub(super) info: NsInfo,
     pub(super) channel: Box<dyn IoChannel>,
     pub(super) counters: Arc<IoCounters>,
+    /// Who may do what, while there is a reservation.
+    pub(super) access: Option<Arc<Access>>,
     /// Reads may come without a buffer.
     pub(super) lends: bool,
     /// Alignment of payload addresses minus one.
@@ -75,6 +78,13 @@ struct Subsystem {
     pause_limit: Option<(Instant, u64)>,
 }
 
+/// A change of rights that is in effect for new commands, and waits for old ones.
+pub(super) struct Fence {
+    /// Commands that the device had when it came, and that it has to complete first.
+    pub(super) tokens: Vec<Token>,
+    pub(super) ack: Ack,
+}
+
 type Opening = Pin<Box<dyn Future<Output = Result<Box<dyn IoChannel>, DeviceError>>>>;
 
 /// All namespaces of a core.
@@ -87,6 +97,8 @@ pub(super) struct Spaces {
     opening: Vec<(Opening, Attach, Ack)>,
     leaving: u32,
     pausing: u32,
+    /// Changes of rights that wait for commands which they forbid.
+    pub(super) fences: Vec<Fence>,
     /// Some commands that wait may go on now.
     pub(super) retry: bool,
 }
@@ -211,7 +223,12 @@ impl Spaces {
     /// Arms the interrupts of all channels with I/O in flight.
     pub(super) fn prepare_sleep(&mut self) -> Sleep {
         let mut sleep = Sleep::Armed;
-        if !self.opening.is_empty() || self.leaving > 0 || self.pausing > 0 || self.retry {
+        if !self.opening.is_empty()
+            || self.leaving > 0
+            || self.pausing > 0
+            || !self.fences.is_empty()
+            || self.retry
+        {
             return Sleep::KeepPolling;
         }
         for index in &self.active {
@@ -287,6 +304,7 @@ impl Spaces {
             info: attach.info,
             channel,
             counters: attach.counters,
+            access: attach.access,
             lends: attach.device.capabilities().contains(Capabilities::LENDS),
             align_mask: geometry.buf_align.max(1) as usize - 1,
             max_sg: usize::from(geometry.max_sg),
@@ -362,6 +380,27 @@ impl Spaces {
             }
         }
         ack.done();
+    }
+
+    /// Adopts new rights; `None` when no channel is open that they could be about.
+    pub(super) fn set_access(
+        &mut self,
+        subsystem: SubsystemId,
+        nsid: Nsid,
+        access: Option<Arc<Access>>,
+    ) -> Option<SpaceRef> {
+        for (_, attach, _) in &mut self.opening {
+            if (attach.subsystem, attach.info.nsid) == (subsystem, nsid) {
+                attach.access = access.clone();
+            }
+        }
+        let list = &self.subsystem_mut(subsystem).by_nsid;
+        let (_, index) = *list.iter().find(|(id, _)| *id == nsid)?;
+        let place = &mut self.places[usize::from(index)];
+        place.space.as_mut()?.access = access;
+        // Commands that wait are judged anew.
+        self.retry = true;
+        Some(SpaceRef { index, generation: place.generation })
     }
 
     /// Adopts new ANA states.

@@ -44,6 +44,7 @@ fn what_linux_checks_of_an_io_controller() {
         | Oncs::DATASET_MANAGEMENT
         | Oncs::VERIFY
         | Oncs::COPY
+        | Oncs::RESERVATIONS
         | Oncs::TIMESTAMP
         | Oncs::FEATURE_SAVE_SELECT;
     assert_eq!(id.oncs, all);
@@ -55,7 +56,7 @@ fn what_linux_checks_of_an_io_controller() {
 fn optional_commands_are_those_that_every_namespace_takes() {
     let mut bench = Bench::with(TargetConfig::default(), SubsystemSpec::new(NQN), Capabilities::empty());
     let admin = bench.host();
-    let none = Oncs::TIMESTAMP | Oncs::FEATURE_SAVE_SELECT;
+    let none = Oncs::TIMESTAMP | Oncs::FEATURE_SAVE_SELECT | Oncs::RESERVATIONS;
     assert_eq!(controller_page(&admin).oncs, none);
     let add = NamespaceSpec::new(TestDevice::new(2, ALL_CAPS | Capabilities::VOLATILE_CACHE));
     drop(admin);
@@ -112,6 +113,11 @@ fn namespaces() {
     assert_eq!(one.nguid, *uuid::Uuid::from_u128(1).as_bytes());
     assert_eq!(one.eui64, [0; 8]);
     assert!(one.nmic.contains(Nmic::SHARED));
+    assert_eq!(
+        one.rescap.bits(),
+        0xfe,
+        "every type, and the key rule of revision 1.3; nothing persists here"
+    );
     assert!(one.dlfeat.contains(Dlfeat::READS_ZERO | Dlfeat::WRITE_ZEROES_DEALLOCATE));
     assert_eq!((one.noiob.get(), one.mcl.get(), one.mssrl.get(), one.msrc_z), (8, 256, 256, 127));
     let five = ns(5);

@@ -225,6 +225,11 @@ impl TestCore {
                 assert!(self.tables.iter().all(|(s, ..)| *s != subsystem), "forgotten with namespaces");
                 ack.done();
             }
+            CoreMsg::Reserve { ack, .. } => {
+                self.log.push("reserve".into());
+                ack.done();
+            }
+            CoreMsg::Complete(_) => self.log.push("complete".into()),
             CoreMsg::Abort(request) => self.aborts.push(request),
             CoreMsg::Attend => self.log.push("attend".into()),
             CoreMsg::RetryConnects => self.log.push("retry".into()),

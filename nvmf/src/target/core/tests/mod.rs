@@ -3,6 +3,7 @@
 mod gate;
 mod host;
 mod pipe;
+mod reserve;
 mod rig;
 mod shares;
 

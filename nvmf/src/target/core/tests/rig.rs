@@ -22,7 +22,7 @@ use crate::tcp::Local;
 
 pub(super) const NQN: &str = "nqn.2019-05.io.openebs:disk";
 
-struct NoNetwork;
+pub(super) struct NoNetwork;
 
 impl Network for NoNetwork {
     fn listen(&self, _: SocketAddr) -> io::Result<Box<dyn Listener>> {
