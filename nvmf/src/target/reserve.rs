@@ -167,7 +167,7 @@ impl Drop for Reply {
             }
             Some(ReplyTo::Admin { controller, cid }) => {
                 let mut state = controller.lock();
-                state.admin.completions.push(AdminCompletion { cid, status, result: 0 });
+                state.admin.completions.push(AdminCompletion::new(cid, status, 0));
                 controller.announce_completions(&state);
             }
             None => {}

@@ -109,7 +109,7 @@ impl Events {
         {
             (notifications.unreported, notifications.reported) = (false, true);
             let result = AsyncEvent::RESERVATION.result();
-            out.push(AdminCompletion { cid, status: Status::SUCCESS, result });
+            out.push(AdminCompletion::new(cid, Status::SUCCESS, result));
         }
     }
 
