@@ -61,8 +61,23 @@ pub struct StoreError(
 /// Resolves when the record is durable.
 pub type Saving = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
 
+/// Resolves with what was saved last; `None`: nothing ever was.
+pub type Loading<T> = Pin<Box<dyn Future<Output = Result<Option<T>, StoreError>> + Send>>;
+
 /// Where records are kept. One record a nexus; the store knows under which key.
+///
+/// Beside the record, which others read as well and whose form is theirs, stand *notes*: a text of the nexus's own, that
+/// the store keeps under another key or in another file, and does not look into. A nexus without notes is safe, and copies more.
 pub trait MembershipStore: Send + Sync + 'static {
+    /// The record as it was saved last, also by another process. Asked once, before the first save.
+    fn load(&self) -> Loading<Record>;
+
+    /// The notes as they were saved last.
+    fn load_notes(&self) -> Loading<String>;
+
+    /// Replaces the notes as a whole (at most some KiB). Resolves when they are durable.
+    fn save_notes(&self, notes: &str) -> Saving;
+
     /// Replaces the record as a whole. Resolves when it is durable; an error says that it may be or not. Retries are the
     /// store's: an error is final, and the nexus shuts itself down for it.
     fn save(&self, record: &Record) -> Saving;
@@ -73,6 +88,18 @@ pub trait MembershipStore: Send + Sync + 'static {
 pub struct NoStore;
 
 impl MembershipStore for NoStore {
+    fn load(&self) -> Loading<Record> {
+        Box::pin(core::future::ready(Ok(None)))
+    }
+
+    fn load_notes(&self) -> Loading<String> {
+        Box::pin(core::future::ready(Ok(None)))
+    }
+
+    fn save_notes(&self, _notes: &str) -> Saving {
+        Box::pin(core::future::ready(Ok(())))
+    }
+
     fn save(&self, _record: &Record) -> Saving {
         Box::pin(core::future::ready(Ok(())))
     }

@@ -6,7 +6,7 @@ use aio::devices::sim::SimDisk;
 use aio::facade::IoError;
 use aio::{BlockDevice, Descriptor, DmaBuf, IoStatus, Lba};
 use nexus::layout::DATA_OFFSET_BYTES;
-use nexus::membership::Saving;
+use nexus::membership::{Loading, Saving};
 use nexus::{
     ChildInfo, ChildSpec, ChildState, CreateNexus, MembershipStore, Nexus, NexusState, Record, StoreError,
 };
@@ -25,6 +25,7 @@ pub(crate) struct Slow(Mutex<Inner>);
 #[derive(Default)]
 struct Inner {
     saved: Vec<Record>,
+    notes: Option<String>,
     held: bool,
     broken: bool,
     /// Savings that have begun, whether or not they ended.
@@ -62,6 +63,21 @@ impl Slow {
 struct Handle(Arc<Slow>);
 
 impl MembershipStore for Handle {
+    fn load(&self) -> Loading<Record> {
+        let last = self.0.with(|s| s.saved.last().cloned());
+        Box::pin(std::future::ready(Ok(last)))
+    }
+
+    fn load_notes(&self) -> Loading<String> {
+        let notes = self.0.with(|s| s.notes.clone());
+        Box::pin(std::future::ready(Ok(notes)))
+    }
+
+    fn save_notes(&self, notes: &str) -> Saving {
+        self.0.with(|s| s.notes = Some(notes.to_owned()));
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     fn save(&self, record: &Record) -> Saving {
         let (slow, record) = (self.0.clone(), record.clone());
         slow.with(|s| s.begun += 1);
