@@ -436,6 +436,25 @@ fn h11_two_shrinks_at_once_never_let_writes_in_behind_what_is_cut_off() {
     bench.end();
 }
 
+/// The room of a delta ended early, and all at once, when blocks were written backwards behind some that were written forwards:
+/// what was in flight then was acknowledged, and gone.
+#[test]
+fn writes_in_the_order_that_costs_most_memory_are_all_there() {
+    let mut bench = Bench::new(4096, 1, 64, 12);
+    let blocks = bench.capacity();
+    let mut v = bench.volume("v", blocks, true);
+    let forwards: Vec<u64> = (0..32).collect();
+    bench.write(&mut v, &forwards, 1);
+    let backwards: Vec<u64> = (32..blocks).rev().collect();
+    for (stamp, blocks) in (2..).zip(backwards.chunks(64)) {
+        bench.write(&mut v, blocks, stamp);
+    }
+    bench.check(&v, "written backwards");
+    bench.crash(&mut [&mut v], "written backwards");
+    bench.rig.run(v.d.close());
+    bench.end();
+}
+
 /// What was written between two looks.
 fn between(before: Written, after: Written) -> Written {
     Written {

@@ -1,8 +1,10 @@
 //! An ordered map with all its memory taken at construction: a B+tree whose nodes stand in two arenas and are linked
 //! by index. It never allocates afterwards and is emptied in constant time.
 //!
-//! Nodes are joined after a removal when two neighbours under one parent fit in one, so leaves are half full on average
-//! at the least, by which the arenas are sized. (A made-up order of keys can do worse; then the map is full early.)
+//! Whatever the order of keys, a node that is less than half full has no such neighbour under its parent: nodes are joined
+//! after a removal when two neighbours fit in one, are cut in the middle, and a new node of one entry is made only between a
+//! full one and one that is at least half full. So nodes are a quarter full on average at the least, by which the arenas are
+//! sized: room that was promised is there.
 
 use core::cmp::Ordering;
 
@@ -117,8 +119,8 @@ const ZERO: Key = Key { line: 0, block: 0, age: 0 };
 impl Ordered {
     /// Room for `capacity` entries. The memory is reserved here and becomes resident as it is used.
     pub(super) fn with_capacity(capacity: usize) -> Self {
-        let leaves = capacity / (LEAF / 2) + capacity / 256 + 64;
-        let inners = leaves / (INNER / 2) + 64;
+        let leaves = capacity / (LEAF / 4) + capacity / 256 + 64;
+        let inners = leaves / (INNER / 4) + 64;
         let mut map = Self {
             leaves: Vec::with_capacity(leaves),
             inners: Vec::with_capacity(inners),
@@ -151,7 +153,7 @@ impl Ordered {
 
     /// Entries that can still be inserted, whatever their keys.
     pub(super) fn room(&self) -> usize {
-        // An insert takes at most one leaf and one inner node a level.
+        // An insert takes at most one leaf and one inner node a level. That they run out first is excluded: see the module.
         if self.leaves_free < 2 || self.inners_free < LEVELS { 0 } else { self.capacity - self.len }
     }
 
@@ -221,6 +223,9 @@ impl Ordered {
             self.leaves[leaf as usize].insert(pos, key, value);
             return true;
         }
+        if pos == LEAF && self.insert_right(&path, leaf, key, value) {
+            return true;
+        }
         // Ascending keys leave full leaves behind; others are cut in the middle.
         let cut = if pos == LEAF { LEAF } else { LEAF / 2 };
         let right = self.split_leaf(leaf, cut);
@@ -234,7 +239,26 @@ impl Ordered {
         true
     }
 
-    /// The same, for a key that comes right before what is at `cursor`, as returned by `seek(low)` and not moved since, with
+    /// Puts a key that comes behind all of a full leaf in front of the next leaf, if that is less than half full. Otherwise keys
+    /// that descend towards the full one would get a leaf each.
+    fn insert_right(&mut self, path: &Path, leaf: u32, key: Key, value: Value) -> bool {
+        let next = self.leaves[leaf as usize].next;
+        if next == NIL || self.leaves[next as usize].len as usize >= LEAF / 2 {
+            return false;
+        }
+        self.leaves[next as usize].insert(0, key, value);
+        // Both are below this node, and below neighbours of it.
+        for &(node, taken) in path.steps[..self.height].iter().rev() {
+            let inner = &mut self.inners[node as usize];
+            if taken + 1 < inner.len {
+                inner.keys[taken as usize + 1] = key;
+                break;
+            }
+        }
+        true
+    }
+
+    /// [`insert`](Self::insert) of a key that comes right before what is at `cursor`, as returned by `seek(low)` and not moved since, with
     /// `low <= key`: mostly without another search.
     pub(super) fn insert_at(&mut self, cursor: Cursor, key: Key, value: Value) -> bool {
         let room = self.room() > 0;
@@ -286,7 +310,10 @@ impl Ordered {
                 self.inners[node as usize].insert(pos, separator, child);
                 return;
             }
-            let cut = if pos == INNER { INNER } else { INNER / 2 };
+            // What grows at the end of the map leaves full nodes behind; others are cut in the middle.
+            let last = |&(node, taken): &(u32, u32)| taken + 1 == self.inners[node as usize].len;
+            let at_end = path.steps[..=level].iter().all(last);
+            let cut = if at_end { INNER } else { INNER / 2 };
             let right = self.split_inner(node, cut);
             // A child in front of the right half belongs to the left one, so that the right one's first is never new.
             if pos < cut || (pos == cut && cut < INNER) {
@@ -528,6 +555,80 @@ mod tests {
             assert_eq!(map.len(), model.len());
             map.clear();
             assert!(all(&map).is_empty() && map.room() == 4096);
+        }
+    }
+
+    /// Room that ended long before it was used up: a key in the gap behind a full leaf made a leaf of its own, and so did the
+    /// next one below it. What writes in flight were to put there was lost.
+    #[test]
+    fn room_that_is_there_can_be_used_whatever_the_order() {
+        for stride in [1, 2, 7, 31, 32, 33, 64, 100, 1000] {
+            let capacity = 20_000;
+            let mut map = Ordered::with_capacity(capacity);
+            let mut taken = 0;
+            'all: for group in 0.. {
+                // A leaf that fills, then keys behind it, backwards, up to the next group.
+                let base = group * 10_000;
+                let up = (0..32).map(|i| base + i);
+                let down = (0..stride).map(|i| base + 5_000 - i);
+                for key in up.chain(down) {
+                    if map.room() == 0 {
+                        break 'all;
+                    }
+                    assert!(map.insert(Key::new(0, key, 0), [0; 2]));
+                    taken += 1;
+                }
+            }
+            assert_eq!(taken, capacity, "stride {stride}");
+        }
+    }
+
+    /// The same against somebody who sees the nodes, and wants them to be as empty as can be.
+    #[test]
+    fn room_that_is_there_can_be_used_by_whoever_knows_the_nodes() {
+        const CAPACITY: usize = 40_000;
+        let key_of = |at: u128| Key::new((at >> 64) as u32, at as u64, 0);
+        for seed in 0..4 {
+            let (mut map, mut model) = (Ordered::with_capacity(CAPACITY), BTreeMap::new());
+            let mut rng = Rng::new(seed);
+            let mut emptiest = LEAF as f64;
+            for step in 0..600_000u64 {
+                let near = u128::from(rng.below(1 << 32)) << 64 | u128::from(rng.below(u64::MAX));
+                let (_, node) = map.descend(key_of(near));
+                let leaf = &map.leaves[node as usize];
+                let (len, next) = (leaf.len as usize, leaf.next);
+                let place = |i: usize| leaf.keys[i].place();
+                let behind = if next == NIL { 1 << 96 } else { map.leaves[next as usize].keys[0].place() };
+                let sparse = next != NIL && (map.leaves[next as usize].len as usize) < LEAF / 2;
+                let at = match len {
+                    LEAF if seed % 2 == 1 && rng.below(8) == 0 => {
+                        // All but one of them go, as long as that joins nothing.
+                        let (keys, free) = (leaf.keys, map.leaves_free);
+                        for key in &keys[1..] {
+                            assert_eq!(map.remove(*key), model.remove(key));
+                            if map.leaves_free != free {
+                                break;
+                            }
+                        }
+                        continue;
+                    }
+                    LEAF if !sparse => place(LEAF - 1) / 2 + behind / 2,
+                    17..=LEAF => place(len / 2) / 2 + place(len / 2 + 1) / 2,
+                    _ if model.len() < 200 || rng.below(64) == 0 => near,
+                    _ => continue,
+                };
+                let key = key_of(at);
+                if model.len() < CAPACITY && !model.contains_key(&key) {
+                    assert!(map.insert(key, [step, 0]), "seed {seed}: {} entries", model.len());
+                    model.insert(key, [step, 0]);
+                }
+                let used = CAPACITY / (LEAF / 4) + CAPACITY / 256 + 64 - map.leaves_free;
+                if model.len() > CAPACITY / 2 {
+                    emptiest = emptiest.min(model.len() as f64 / used as f64);
+                }
+            }
+            assert_eq!(all(&map), model.into_iter().collect::<Vec<_>>());
+            assert!((8.5..16.0).contains(&emptiest), "seed {seed}: {emptiest} entries a leaf");
         }
     }
 
