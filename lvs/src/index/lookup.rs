@@ -133,10 +133,14 @@ fn reach(
     let Some(mut at) = tree.top() else { return Reached::At { entry: None, before: None } };
     // The subtree right of the path, when it begins with the block.
     let mut right: Option<PageAt> = None;
+    let mut first = BlockNo(0);
     loop {
         let Some(page) = get(&at) else { return Reached::Missing(at) };
         let view = page.view();
-        let index = view.lower_bound(block, before);
+        let index = match at.level {
+            0 => view.lower_bound_from(first, block, before),
+            _ => view.lower_bound(block, before),
+        };
         if at.level > 0 {
             if let Some(child) = view.child(index) {
                 right = (child.block == block).then(|| at.below(child.ptr));
@@ -144,6 +148,7 @@ fn reach(
             let Some(child) = view.child(index.saturating_sub(1)) else {
                 return Reached::At { entry: None, before: None };
             };
+            first = child.block;
             at = at.below(child.ptr);
             continue;
         }
