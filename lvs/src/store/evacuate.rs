@@ -243,7 +243,7 @@ impl Inner {
 
     /// Is anything in flight to this disk?
     fn is_busy(&self, member: usize) -> bool {
-        let busy = |m: &Member| m.flushing > 0 || !m.waiting.is_empty() || m.in_flight > 0;
+        let busy = |m: &Member| m.flushing > 0 || !m.is_idle();
         self.members.get(member).is_some_and(busy)
     }
 }

@@ -46,6 +46,11 @@ pub(super) struct Member {
 }
 
 impl Member {
+    /// Nothing was asked of its channel that is not answered.
+    pub(super) fn is_idle(&self) -> bool {
+        self.in_flight == 0 && self.waiting.is_empty()
+    }
+
     /// Opens a device, as a member with nothing known of its label.
     pub(super) async fn open(pool: &str, device: Arc<dyn BlockDevice>) -> Result<Self, LvsError> {
         let gone = |source| LvsError::Device { pool: pool.to_owned(), source };

@@ -438,6 +438,9 @@ impl Inner {
     pub(crate) fn progress(&mut self) -> usize {
         let mut done = 0;
         for at in 0..self.members.len() {
+            if self.members[at].is_idle() {
+                continue;
+            }
             // SAFETY: what waits names memory of I/Os that are not complete.
             unsafe { member::offer_waiting(&mut self.members[at], &self.ops) };
             let mut out = core::mem::take(&mut self.scratch);

@@ -58,8 +58,8 @@ impl IoChannel for VolumeChannel {
     }
 
     fn kick(&mut self) {
+        // The store's own poller begins background work, once a turn.
         self.store.inner().publish();
-        self.store.look_after();
     }
 
     fn poll(&mut self, out: &mut Vec<Completion>, budget: usize) -> usize {
