@@ -191,6 +191,7 @@ fn setup(port: u16, disk: &Path, size_bytes: u64) -> anyhow::Result<Setup> {
         engine: EngineChoice::Auto,
         target: TargetConfig::default(),
         state: None,
+        ptpl: None,
         declared: Desired { pools: vec![pool], ..Desired::default() },
     })
 }

@@ -2,6 +2,7 @@
 
 use aio::uri::UriError;
 
+use crate::ptpl::PtplError;
 use crate::state::StateError;
 
 /// A failed control request. The texts are read by people, who know what they asked for.
@@ -74,6 +75,9 @@ pub enum EngineError {
         /// Its block size.
         block_bytes: u32,
     },
+    /// What was reserved cannot be kept, or not be read.
+    #[error(transparent)]
+    Reservations(#[from] PtplError),
     /// A pool has it.
     #[error("device \"{name}\" is a disk of pool \"{pool}\"; export or destroy that pool first")]
     DeviceClaimed {

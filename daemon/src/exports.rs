@@ -5,7 +5,7 @@
 //! [`engine`](crate::engine); readers see the list between two steps of a change at most.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nvme::Nsid;
 use nvmf::target::config::serial_of;
@@ -13,9 +13,12 @@ use nvmf::target::{
     AllowedHosts, AnaState, Listeners, NamespaceSpec, NsIds, SubsystemSpec, Target, TargetError,
 };
 use rpc::nqn_from_name;
+use uuid::Uuid;
 
 use crate::desired::{AnaGroup, Namespace, Subsystem};
+use crate::engine::blocking;
 use crate::error::EngineError;
+use crate::ptpl::{ReservationDir, Whose};
 use crate::registry::{Entry, Origin, Registry};
 
 /// A subsystem that was asked for.
@@ -35,17 +38,31 @@ pub struct Exported {
 pub struct Exports {
     target: Target,
     list: Mutex<Vec<Exported>>,
+    /// Where reservations persist; empty = nowhere.
+    ptpl: OnceLock<ReservationDir>,
 }
 
 impl Exports {
     /// Nothing is exported yet.
     pub fn new(target: Target) -> Self {
-        Self { target, list: Mutex::default() }
+        Self { target, list: Mutex::default(), ptpl: OnceLock::new() }
     }
 
     /// The target that serves.
     pub fn target(&self) -> &Target {
         &self.target
+    }
+
+    /// From now on, what hosts reserve can persist through power loss. Said once, before anything is exported.
+    pub fn keep_reservations(&self, dir: ReservationDir) {
+        let _ = self.ptpl.set(dir);
+    }
+
+    /// A device is destroyed for good, and with it what was reserved.
+    pub fn forget_reservations(&self, device: Uuid) {
+        if let Some(dir) = self.ptpl.get() {
+            dir.forget(device);
+        }
     }
 
     /// Everything that was asked for, in the order of creation.
@@ -173,7 +190,8 @@ impl Exports {
         if taken(namespace.nsid) {
             return Err(TargetError::NsidInUse { nqn: nqn.to_owned(), nsid: namespace.nsid }.into());
         }
-        self.target.add_namespace(nqn, namespace_spec(&namespace, &entry)).await?;
+        let spec = self.namespace_spec(nqn, &namespace, &entry).await?;
+        self.target.add_namespace(nqn, spec).await?;
         exported.live.insert(namespace.nsid);
         exported.desired.namespaces.push(namespace.clone());
         exported.desired.namespaces.sort_by_key(|n| n.nsid);
@@ -277,8 +295,32 @@ impl Exports {
 
     async fn serve(&self, nqn: &str, namespace: &Namespace, registry: &Registry) -> Result<(), EngineError> {
         let entry = registry.usable(&namespace.device)?;
-        self.target.add_namespace(nqn, namespace_spec(namespace, &entry)).await?;
+        let spec = self.namespace_spec(nqn, namespace, &entry).await?;
+        self.target.add_namespace(nqn, spec).await?;
         Ok(())
+    }
+
+    async fn namespace_spec(
+        &self,
+        nqn: &str,
+        namespace: &Namespace,
+        entry: &Entry,
+    ) -> Result<NamespaceSpec, EngineError> {
+        let reservations = match self.ptpl.get().cloned() {
+            None => None,
+            Some(dir) => {
+                let uuid = namespace.uuid.unwrap_or_else(|| entry.device.uuid());
+                let whose = Whose { subsystem: nqn.to_owned(), namespace: uuid };
+                Some(blocking(move || dir.load(&whose)).await??)
+            }
+        };
+        Ok(NamespaceSpec {
+            device: entry.device.clone(),
+            nsid: Some(Nsid(namespace.nsid)),
+            ids: namespace.uuid.map(NsIds::from_uuid),
+            ana_group: namespace.ana_group,
+            reservations,
+        })
     }
 
     fn replace(&self, exported: Exported) {
@@ -333,15 +375,5 @@ fn subsystem_spec(desired: &Subsystem) -> SubsystemSpec {
         cntlids: desired.cntlids.map_or(defaults.cntlids, |[first, last]| first..=last),
         ana_groups: desired.ana_groups,
         ..SubsystemSpec::new(desired.nqn.clone())
-    }
-}
-
-fn namespace_spec(namespace: &Namespace, entry: &Entry) -> NamespaceSpec {
-    NamespaceSpec {
-        device: entry.device.clone(),
-        nsid: Some(Nsid(namespace.nsid)),
-        ids: namespace.uuid.map(NsIds::from_uuid),
-        ana_group: namespace.ana_group,
-        reservations: None,
     }
 }

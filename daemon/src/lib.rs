@@ -5,7 +5,7 @@
 //! - [`engine`]: every change to devices and exports, one at a time. - [`registry`]: block devices by name, made
 //!   from URIs. - [`pools`]: pools, replicas, snapshots. - [`exports`]: subsystems. - [`node`]: who this engine is.
 //! - [`desired`]: what was asked for, as plain data; [`config`] reads it from TOML, [`state`] keeps it over
-//!   restarts.
+//!   restarts. - [`ptpl`] keeps reservations.
 //! - [`services`]: gRPC. - `metrics`: Prometheus. - [`log`]: log lines.
 //! - [`host`]: disks of the host and what the process uses.
 //! - [`perf`]: the load generator. - [`check`]: the offline checker. - [`demo`]: everything in one go.
@@ -30,6 +30,7 @@ mod metrics;
 pub mod node;
 pub mod perf;
 pub mod pools;
+pub mod ptpl;
 pub mod registry;
 pub mod serve;
 pub mod services;

@@ -329,6 +329,8 @@ impl Engine {
         detached(async move {
             let _change = self.change.lock().await;
             let entry = self.named_pool(&name, uuid)?;
+            // Those of a pool that cannot tell stay behind, in nobody's way.
+            let volumes = entry.pool.volumes().await.unwrap_or_default();
             self.drop_contents(&entry).await?;
             if let Err(e) = entry.pool.destroy().await {
                 if self.is_closed(&entry).await {
@@ -339,6 +341,7 @@ impl Engine {
                 return Err(PoolOp::ChangePool.failed(name)(e));
             }
             self.let_go(&entry).await?;
+            volumes.iter().for_each(|volume| self.exports().forget_reservations(volume.uuid));
             info!(%name, "pool destroyed");
             Ok(())
         })

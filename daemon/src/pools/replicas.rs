@@ -123,6 +123,7 @@ impl Engine {
             match found.entry.pool.destroy_volume(id).await {
                 Ok(()) => {
                     info!(%name, uuid = %id, "replica destroyed");
+                    self.exports().forget_reservations(id);
                     Ok(())
                 }
                 Err(LvsError::NotFound { .. }) => Err(PoolError::NoReplica(uuid).into()),

@@ -74,6 +74,9 @@ pub struct ServeArgs {
     /// Where to keep what is created by request, so that it is there again after a restart
     #[arg(long, value_name = "FOLDER", help_heading = OWN)]
     pub state_dir: Option<PathBuf>,
+    /// Where to keep the NVMe reservations that hosts want to persist through power loss
+    #[arg(long, value_name = "FOLDER")]
+    pub ptpl_dir: Option<PathBuf>,
     /// Serve Prometheus metrics here, at /metrics
     #[arg(long, value_name = "IP:PORT", help_heading = OWN)]
     pub metrics: Option<SocketAddr>,
@@ -184,9 +187,6 @@ pub struct CompatArgs {
     /// Mayastor's configuration file; ours is --config
     #[arg(short = 'y', value_name = "YAML")]
     engine_yaml: Option<PathBuf>,
-    /// Folder of persisted reservations
-    #[arg(long, value_name = "FOLDER")]
-    ptpl_dir: Option<PathBuf>,
     /// Mount point of huge pages: none is needed
     #[arg(long, value_name = "FOLDER")]
     huge_dir: Option<PathBuf>,
@@ -248,7 +248,6 @@ impl CompatArgs {
         );
         note(self.json_rpc.is_some(), "-r: there is no JSON-RPC socket");
         note(self.engine_yaml.is_some(), "-y: Mayastor's settings are accepted and not read; see --config");
-        note(self.ptpl_dir.is_some(), "--ptpl-dir: reservations are not there yet");
         note(self.events_url.is_some(), "--events-url: events are not there yet");
         let on = |v: &Option<String>| v.as_deref().is_some_and(|v| matches!(v, "true" | "1" | "yes" | "on"));
         note(on(&self.enable_rdma), "--enable-rdma: RDMA is not there yet");
@@ -339,11 +338,12 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(args.node_name, "node1");
+        assert_eq!(args.ptpl_dir.as_deref(), Some(std::path::Path::new("/var/local/ptpl/")));
         assert_eq!(args.cores(&[]), [CoreId(1), CoreId(2)]);
         assert_eq!(args.tgt_iface.as_deref(), Some("eth0"));
         assert_eq!(args.tgt_crdt, Crdt([30, 0, 0]));
         let notes = args.compat.notes();
-        for flag in ["-R", "-p", "-y", "-r", "--ptpl-dir", "--events-url", "--enable-rdma"] {
+        for flag in ["-R", "-p", "-y", "-r", "--events-url", "--enable-rdma"] {
             assert!(notes.iter().any(|n| n.starts_with(&format!("{flag}:"))), "{flag} in {notes:?}");
         }
         assert!(!notes.iter().any(|n| n.starts_with("--api-versions")));

@@ -34,6 +34,7 @@ use crate::engine::Engine;
 use crate::host::stacks;
 use crate::metrics;
 use crate::node::Node;
+use crate::ptpl::ReservationDir;
 use crate::registry::Origin;
 use crate::services::bdev::BdevService;
 use crate::services::host::HostService;
@@ -90,6 +91,8 @@ pub struct Setup {
     pub target: TargetConfig,
     /// The state folder.
     pub state: Option<std::path::PathBuf>,
+    /// The folder of reservations that persist through power loss.
+    pub ptpl: Option<std::path::PathBuf>,
     /// What to start with.
     pub declared: Desired,
 }
@@ -116,6 +119,7 @@ impl Daemon {
         };
         let store = setup.state.as_deref().map(StateDir::open).transpose()?;
         let saved = store.as_ref().map(StateDir::load).transpose()?.unwrap_or_default();
+        let reservations = setup.ptpl.as_deref().map(ReservationDir::open).transpose()?;
         let cores = start_cores(&setup)?;
         let engine_kind = cores[0].call(|| async { current().engine() }).await?;
         let target = Target::new(setup.target);
@@ -133,6 +137,9 @@ impl Daemon {
         let node = Node::new(setup.node_name, grpc.local_addr()?, nvmf, setup.hostnqn);
         let node = Node { ana_feature: setup.ana_feature, ..node };
         let engine = Engine::new(node, cores, target, store);
+        if let Some(dir) = reservations {
+            engine.exports().keep_reservations(dir);
+        }
         let mut failures = engine.restore(setup.declared, Origin::Config).await;
         failures.extend(engine.restore(saved, Origin::Request).await);
         target_cores::open(engine.cores()).await;
@@ -315,6 +322,7 @@ impl ServeArgs {
                 ..TargetConfig::default()
             },
             state: self.state_dir.clone(),
+            ptpl: self.ptpl_dir.clone(),
             declared,
         })
     }

@@ -47,6 +47,7 @@ fn code(error: &EngineError) -> Code {
         E::DeviceClaimed { .. } | E::DeviceIsReplica(_) => Code::Internal,
         E::Pool(source) => pool_code(source),
         E::Target(source) => target_code(source),
+        E::Reservations(_) => Code::Internal,
         E::Core(_) | E::ShuttingDown => Code::Unavailable,
     }
 }

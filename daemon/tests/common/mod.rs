@@ -40,6 +40,7 @@ pub fn setup() -> Setup {
         engine: EngineChoice::Auto,
         target: TargetConfig::default(),
         state: None,
+        ptpl: None,
         declared: Desired::default(),
     }
 }
