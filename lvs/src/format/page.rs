@@ -441,21 +441,6 @@ impl<'a> PageView<'a> {
             search(self.children(), block.0, RawChild::block, |entry| entry.is_before(block.0, before))
         }
     }
-
-    /// [`lower_bound`](Self::lower_bound) in a leaf whose first key is of `first`, as its parent says. In a leaf with one
-    /// version of each block the entry is known before anything in the page was looked at, which costs a page that no
-    /// cache of the processor has one miss instead of three.
-    #[inline]
-    pub fn lower_bound_from(self, first: BlockNo, block: BlockNo, before: Seq) -> usize {
-        let entries = self.leaves();
-        let guess = block.0.wrapping_sub(first.0) as usize;
-        let is_before = |index: usize| entries.get(index).map(|entry| entry.is_before(block.0, before));
-        match (is_before(guess), is_before(guess.wrapping_sub(1))) {
-            (Some(false), Some(true)) => guess,
-            (Some(false), None) if guess == 0 => 0,
-            _ => self.lower_bound(block, before),
-        }
-    }
 }
 
 /// Why an entry was not taken.

@@ -4,6 +4,8 @@
 //! except a second hole of exactly the same blocks. So what a block has is either under its own number, or under the
 //! nearest number below that has an entry at all, if that is a run which reaches it.
 
+use core::cmp::Reverse;
+
 use super::cache::PageRef;
 use super::tree::{PageAt, PageSource, PageTag, Tree};
 use crate::format::page::{Leaf, PageView};
@@ -138,7 +140,7 @@ fn reach(
         let Some(page) = get(&at) else { return Reached::Missing(at) };
         let view = page.view();
         let index = match at.level {
-            0 => view.lower_bound_from(first, block, before),
+            0 => guess(view, first, block, before).unwrap_or_else(|| view.lower_bound(block, before)),
             _ => view.lower_bound(block, before),
         };
         if at.level > 0 {
@@ -161,6 +163,17 @@ fn reach(
             (entry, _) => Reached::At { entry: entry.filter(|e| e.block == block), before: last },
         };
     }
+}
+
+/// [`PageView::lower_bound`] in a leaf whose first key is of `first`, as its parent says, if it has one version of each
+/// block up to there. Then the entry is known before anything in the page was looked at, which costs a page that no cache of the
+/// processor has one miss instead of three.
+#[inline]
+fn guess(view: PageView<'_>, first: BlockNo, block: BlockNo, before: Seq) -> Option<usize> {
+    let index = usize::try_from(block.0.checked_sub(first.0)?).ok()?;
+    let is_before = |entry: Leaf| (entry.block, Reverse(entry.version.birth)) <= (block, Reverse(before));
+    let found = view.leaf(index).is_some_and(|entry| !is_before(entry));
+    (found && index.checked_sub(1).and_then(|left| view.leaf(left)).is_none_or(is_before)).then_some(index)
 }
 
 /// The first entry below a page.
