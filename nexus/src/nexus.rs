@@ -40,6 +40,8 @@ pub struct CreateNexus {
     /// Its size; hosts see one block less at most, and less when a child is smaller than this and what stands around the
     /// data.
     pub size_bytes: u64,
+    /// What hosts are told at most that it can do. Children that come later have to be able to do what hosts were told.
+    pub offers: Capabilities,
     /// Its children; all of them hold the same data.
     pub children: Vec<ChildSpec>,
 }
@@ -235,7 +237,7 @@ fn describe(wish: &CreateNexus, home: CoreHandle) -> Result<SharedParts, NexusEr
         device_uuid: wish.device_uuid,
         home,
         geometry,
-        capabilities: layout::capabilities(&devices),
+        capabilities: layout::capabilities(&devices) & (wish.offers | Capabilities::VOLATILE_CACHE),
         size,
     })
 }

@@ -116,7 +116,8 @@ pub(crate) async fn quiet(peer: PeerId) {
 /// Resolves when a channel of this core has nothing of the child at `place` any more.
 pub(crate) async fn gone(peer: PeerId, place: usize) {
     let core = Core::current().expect("invariant: calls run on a core");
-    while find(peer).is_some_and(|inner| inner.borrow().links[place].is_some()) {
+    // A channel without I/O is not polled by its user: so it is looked at here.
+    while find(peer).is_some_and(|inner| inner.borrow_mut().still_has(place)) {
         core.sleep(LOOK_EVERY.saturating_mul(20)).await;
     }
 }
@@ -166,11 +167,14 @@ impl Inner {
         let bit = 1 << place;
         for index in 0..self.slots.len() as u32 {
             let slot = &mut self.slots[index as usize];
-            if !slot.used || slot.step != Step::Change {
+            if !slot.used {
                 continue;
             }
-            // Whatever is on its way may not have reached it.
-            table.logs.mark(slot.at);
+            if slot.step == Step::Change {
+                // Whatever is on its way may not have reached it.
+                table.logs.mark(slot.at);
+            }
+            // What was to be offered to it is not any more: a read goes to another one.
             slot.pending &= !bit;
         }
     }

@@ -223,6 +223,12 @@ impl Inner {
         }
     }
 
+    /// Whether it has anything of the child at `place` yet, which is leaving.
+    pub(super) fn still_has(&mut self, place: usize) -> bool {
+        self.poll_link(place);
+        self.links[place].is_some()
+    }
+
     /// A child answered.
     #[inline]
     fn on_answer(&mut self, place: usize, answer: &Completion) {

@@ -392,9 +392,10 @@ impl Home {
     pub(crate) fn child_infos(&self) -> Vec<ChildInfo> {
         let state = self.state.borrow();
         let children = state.order.iter().filter_map(|&p| state.children[p].as_ref());
+        let is_open = state.life != Life::Shutdown;
         let info = |c: &Child| ChildInfo {
             uri: c.uri.clone(),
-            state: c.state,
+            state: if c.is_member() && !is_open { ChildState::Closed } else { c.state },
             rebuild_progress: c.job.as_ref().map(|j| j.progress_percent()),
             device: c.device.name().to_owned(),
             fault_time: c.fault_time,

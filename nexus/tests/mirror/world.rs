@@ -125,6 +125,7 @@ impl World {
             uuid: Uuid::from_u128(u128::from(seed) << 8 | 1),
             device_uuid: Uuid::from_u128(2),
             size_bytes: (BLOCKS + 1) * BLOCK,
+            offers: aio::Capabilities::all(),
             children: specs,
         };
         let made = Nexus::create(rig.home(), wish, Arc::new(Handle(store.clone())));
