@@ -23,8 +23,13 @@ const FILES: [&str; 12] = [
 const INCLUDES: [&str; 2] = ["proto/mayastor", "proto"];
 
 /// Points in time and durations: JSON has them as text.
-const TIMES: [&str; 6] = [
+const TIMES: [&str; 11] = [
     "mayastor.v1.Child.fault_timestamp",
+    "mayastor.v1.RebuildStatsResponse.start_time",
+    "mayastor.v1.RebuildHistoryRecord.start_time",
+    "mayastor.v1.RebuildHistoryRecord.end_time",
+    "mayastor.v1.ListRebuildHistoryRequest.since_end_time",
+    "mayastor.v1.ListRebuildHistoryResponse.end_time",
     "mayastor.v1.SnapshotInfo.timestamp",
     "mayastor.v1.NexusCreateSnapshotResponse.snapshot_timestamp",
     "mayastor.v1.WipeReplicaResponse.since",

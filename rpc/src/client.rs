@@ -11,6 +11,7 @@ use crate::keelson::v1::pool_rpc_client::PoolRpcClient as OwnPoolRpcClient;
 use crate::keelson::v1::subsystem_rpc_client::SubsystemRpcClient;
 use crate::mayastor::v1::bdev_rpc_client::BdevRpcClient;
 use crate::mayastor::v1::host_rpc_client::HostRpcClient;
+use crate::mayastor::v1::nexus_rpc_client::NexusRpcClient;
 use crate::mayastor::v1::pool_rpc_client::PoolRpcClient;
 use crate::mayastor::v1::replica_rpc_client::ReplicaRpcClient;
 use crate::mayastor::v1::snapshot_rpc_client::SnapshotRpcClient;
@@ -98,6 +99,11 @@ impl Client {
     /// The node.
     pub fn host(&self) -> HostRpcClient<Channel> {
         HostRpcClient::new(self.channel.clone())
+    }
+
+    /// Nexuses.
+    pub fn nexus(&self) -> NexusRpcClient<Channel> {
+        NexusRpcClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     /// Pools.
