@@ -17,6 +17,9 @@ pub struct Desired {
     pub pools: Vec<Pool>,
     /// In the order of creation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nexuses: Vec<Nexus>,
+    /// In the order of creation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subsystems: Vec<Subsystem>,
 }
 
@@ -56,6 +59,47 @@ pub struct Replica {
     /// NQNs of hosts that may connect; empty = any.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub hosts: BTreeSet<String>,
+}
+
+/// A nexus. Which of its children are healthy is recorded apart, and how it is published with the subsystems.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nexus {
+    /// Its name; hosts know it by this, where it is a uuid.
+    pub name: String,
+    /// What requests know it by.
+    pub uuid: uuid::Uuid,
+    /// The size that was asked for.
+    pub size_bytes: u64,
+    /// URIs of its children.
+    pub children: Vec<String>,
+    /// Controller ids that this node hands out: first and last.
+    pub cntlids: [u16; 2],
+    /// Under which its members are recorded where that is shared with others; empty = its uuid.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub info_key: String,
+    /// How it is to hold its children against others; absent = not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reservation: Option<Reservation>,
+    /// It was shut down, and is not wanted after a restart.
+    #[serde(skip)]
+    pub shut_down: bool,
+}
+
+/// A reservation that a nexus is to have of its children.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reservation {
+    /// Its key; not 0.
+    pub key: u64,
+    /// The key of whom it takes the place of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preempt_key: Option<u64>,
+    /// The type's number in the NVMe specification.
+    pub rtype: u8,
+    /// It takes the place of whoever holds the children.
+    #[serde(default)]
+    pub preempt_holder: bool,
 }
 
 /// An exported subsystem.

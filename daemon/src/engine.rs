@@ -18,9 +18,11 @@ use tracing::{info, warn};
 use crate::desired::{self, Desired, Device, Namespace, Subsystem};
 use crate::error::EngineError;
 use crate::exports::{self, Exported, Exports};
+use crate::nexuses::Nexuses;
+use crate::nexuses::records::Records;
 use crate::node::Node;
 use crate::pools::{PoolRef, Pools};
-use crate::registry::{self, Entry, Opened, Origin, Registry, RemoteWishes};
+use crate::registry::{self, Claim, Entry, Opened, Origin, Registry, RemoteWishes};
 use crate::serve::target_cores;
 use crate::state::StateDir;
 
@@ -81,6 +83,8 @@ pub struct Engine {
     registry: Registry,
     exports: Exports,
     pools: Pools,
+    nexuses: Nexuses,
+    records: Records,
     store: Option<Arc<StateDir>>,
     /// Saved devices that could not be opened: kept, so that a disk that is missing once is not forgotten.
     unopened: Mutex<Vec<Device>>,
@@ -96,13 +100,21 @@ pub struct Engine {
 
 impl Engine {
     /// An engine without devices. `cores` is not empty; the first is home to remote devices.
-    pub fn new(node: Node, cores: Vec<CoreHandle>, target: Target, store: Option<StateDir>) -> Arc<Self> {
+    pub fn new(
+        node: Node,
+        cores: Vec<CoreHandle>,
+        target: Target,
+        store: Option<StateDir>,
+        records: Records,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             node,
             cores,
             registry: Registry::default(),
             exports: Exports::new(target),
             pools: Pools::default(),
+            nexuses: Nexuses::default(),
+            records,
             store: store.map(Arc::new),
             unopened: Mutex::default(),
             unopened_pools: Mutex::default(),
@@ -132,6 +144,16 @@ impl Engine {
         &self.pools
     }
 
+    /// Its nexuses.
+    pub fn nexuses(&self) -> &Nexuses {
+        &self.nexuses
+    }
+
+    /// Where the members of its nexuses are recorded.
+    pub fn records(&self) -> &Records {
+        &self.records
+    }
+
     /// Its subsystems.
     pub fn exports(&self) -> &Exports {
         &self.exports
@@ -150,11 +172,16 @@ impl Engine {
     /// Opens and exports what `desired` says. What fails is logged and returned as sentences, and is retried
     /// when its device is created.
     pub async fn restore(&self, desired: Desired, origin: Origin) -> Vec<String> {
-        let _change = self.change.lock().await;
+        let change = self.change.lock().await;
         let patience = |until| *self.patient_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
         patience(Some(Instant::now() + START_PATIENCE));
-        let failures = self.restore_all(desired, origin).await;
+        let nexuses = desired.nexuses.clone();
+        let mut failures = self.restore_all(desired, origin).await;
         patience(None);
+        drop(change);
+        if let Some(me) = self.me() {
+            failures.extend(me.restore_nexuses(nexuses).await.iter().map(ToString::to_string));
+        }
         failures.iter().for_each(|f| warn!("{f}"));
         failures
     }
@@ -198,7 +225,12 @@ impl Engine {
                 ));
                 continue;
             }
+            let of_nexus = desired.nexuses.iter().any(|n| subsystem.share_of.as_ref() == Some(&n.name));
             let failed = self.exports.restore(subsystem, origin, &self.registry).await;
+            if of_nexus {
+                // It waits for its nexus, which comes last.
+                continue;
+            }
             failures.extend(failed.iter().map(|e| format!("subsystem {nqn}: {e}")));
         }
         failures
@@ -291,8 +323,13 @@ impl Engine {
             }
             let entry = self.registry.usable(&name)?;
             check_uuid(&entry, &uri)?;
-            if entry.origin == Origin::Pool {
-                return Err(EngineError::DeviceIsReplica(name));
+            match entry.origin {
+                Origin::Pool => return Err(EngineError::DeviceIsReplica(name)),
+                Origin::Nexus => return Err(EngineError::DeviceIsNexus(name)),
+                Origin::Config | Origin::Request => {}
+            }
+            if let Some(nexus) = self.nexuses.user_of(&name) {
+                return Err(EngineError::DeviceClaimed { name, by: Claim::Nexus(nexus) });
             }
             if let Some(nqn) = self.exports.uses(&name) {
                 return Err(EngineError::DeviceInUse { name, nqn });
@@ -314,6 +351,9 @@ impl Engine {
         detached(async move {
             let _change = self.change.lock().await;
             let entry = self.registry.usable(&name)?;
+            if entry.origin == Origin::Nexus {
+                return Err(EngineError::DeviceIsNexus(name));
+            }
             if self.exports.asked_share_of(&name).is_some() {
                 return Err(EngineError::AlreadyShared(name));
             }
@@ -510,7 +550,8 @@ impl Engine {
             disks: e.members.into_iter().map(|m| m.uri).collect(),
             replicas: Vec::new(),
         }));
-        Desired { devices, pools, subsystems: subsystems.collect() }
+        let nexuses = self.nexuses_to_be_saved();
+        Desired { devices, pools, nexuses, subsystems: subsystems.collect() }
     }
 
     pub(crate) async fn save(&self) -> Result<(), EngineError> {
@@ -519,7 +560,7 @@ impl Engine {
         blocking(move || store.save(&desired)).await?.map_err(EngineError::NotRecorded)
     }
 
-    /// Says goodbye to all hosts, closes the pools and devices and ends the cores. What was created by request stays in the
+    /// Says goodbye to all hosts, closes the nexuses, pools and devices and ends the cores. What was created by request stays in the
     /// state folder. Takes a bounded time.
     pub async fn shut_down(&self) {
         // No change begins any more, and the one under way gets its time.
@@ -534,6 +575,7 @@ impl Engine {
         if tokio::time::timeout(DRAIN_TIMEOUT, goodbye).await.is_err() {
             warn!("hosts did not let go in time");
         }
+        self.close_nexuses().await;
         if tokio::time::timeout(CLOSE_TIMEOUT, self.close_pools()).await.is_err() {
             warn!("a pool was not closed in time; it is recovered when it is imported");
         }

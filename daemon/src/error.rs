@@ -2,7 +2,9 @@
 
 use aio::uri::UriError;
 
+use crate::nexuses::error::NexusError;
 use crate::ptpl::PtplError;
+use crate::registry::Claim;
 use crate::state::StateError;
 
 /// A failed control request. The texts are read by people, who know what they asked for.
@@ -78,20 +80,26 @@ pub enum EngineError {
     /// What was reserved cannot be kept, or not be read.
     #[error(transparent)]
     Reservations(#[from] PtplError),
-    /// A pool has it.
-    #[error("device \"{name}\" is a disk of pool \"{pool}\"; export or destroy that pool first")]
+    /// A pool or a nexus has it.
+    #[error("device \"{name}\" is {}", claim_text(by))]
     DeviceClaimed {
         /// Which device.
         name: String,
-        /// Which pool.
-        pool: String,
+        /// Who.
+        by: Claim,
     },
+    /// A nexus is not handled as a device.
+    #[error("device \"{0}\" is a nexus; `keelson nexus` publishes and destroys it")]
+    DeviceIsNexus(String),
     /// A replica is not destroyed as a device.
     #[error("device \"{0}\" is a replica; `keelson replica destroy` removes it")]
     DeviceIsReplica(String),
     /// A pool or one of its replicas.
     #[error(transparent)]
     Pool(#[from] PoolError),
+    /// A nexus, one of its children or a rebuild.
+    #[error(transparent)]
+    Nexus(#[from] NexusError),
     /// `Share` of what is shared.
     #[error("device \"{0}\" is shared already; unshare it first")]
     AlreadyShared(String),
@@ -215,9 +223,6 @@ pub enum PoolError {
         #[source]
         source: Box<EngineError>,
     },
-    /// There are no nexuses yet.
-    #[error("Nexus {0} not found")]
-    NoNexus(String),
     /// The store refused.
     #[error("cannot {}{}: {}", op.verb(), once(what, &chain(source)), chain(source))]
     Store {
@@ -282,6 +287,14 @@ impl PoolOp {
     pub(crate) fn failed(self, what: impl Into<String>) -> impl FnOnce(lvs::LvsError) -> EngineError {
         let what = what.into();
         move |source| PoolError::Store { op: self, what, source }.into()
+    }
+}
+
+/// What a device is to whoever claimed it, and how that ends.
+fn claim_text(by: &Claim) -> String {
+    match by {
+        Claim::Pool(pool) => format!("a disk of pool \"{pool}\"; export or destroy that pool first"),
+        Claim::Nexus(nexus) => format!("a child of nexus \"{nexus}\"; remove it from there first"),
     }
 }
 

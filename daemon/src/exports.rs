@@ -276,6 +276,10 @@ impl Exports {
         registry: &Registry,
     ) -> Result<(), EngineError> {
         let desired = &mut exported.desired;
+        if let Some(device) = &desired.share_of {
+            // Hosts that find it without its disk take that for gone.
+            registry.get(device)?;
+        }
         if desired.serial.is_none() {
             desired.serial = Some(match &desired.share_of {
                 // As Mayastor does it, so that hosts recognise a disk that moves between the two.

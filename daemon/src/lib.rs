@@ -3,7 +3,7 @@
 //! # Map
 //! - [`cli`]: the command line. - [`serve`]: the daemon: flags, cores, addresses, start and stop.
 //! - [`engine`]: every change to devices and exports, one at a time. - [`registry`]: block devices by name, made
-//!   from URIs. - [`pools`]: pools, replicas, snapshots. - [`exports`]: subsystems. - [`node`]: who this engine is.
+//!   from URIs. - [`pools`]: pools, replicas, snapshots. - [`nexuses`]: mirrors. - [`exports`]: subsystems. - [`node`]: who this engine is.
 //! - [`desired`]: what was asked for, as plain data; [`config`] reads it from TOML, [`state`] keeps it over
 //!   restarts. - [`ptpl`] keeps reservations.
 //! - [`services`]: gRPC. - `metrics`: Prometheus. - [`log`]: log lines.
@@ -27,6 +27,7 @@ pub mod exports;
 pub mod host;
 pub mod log;
 mod metrics;
+pub mod nexuses;
 pub mod node;
 pub mod perf;
 pub mod pools;

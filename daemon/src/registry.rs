@@ -3,6 +3,7 @@
 //! A device is made from a URI, which also says its name; names are unique. The registry only knows devices;
 //! who exports them is the [`engine`](crate::engine)'s business.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aio::reactor::CoreHandle;
@@ -24,6 +25,26 @@ pub enum Origin {
     Request,
     /// A pool: its disks and replicas are there whenever it is.
     Pool,
+    /// A nexus: itself, and children that were opened for it.
+    Nexus,
+}
+
+/// Who has a device for itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Claim {
+    /// The pool that it is a disk of.
+    Pool(String),
+    /// The nexus that it is a child of.
+    Nexus(String),
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pool(name) => write!(f, "pool {name}"),
+            Self::Nexus(name) => write!(f, "nexus {name}"),
+        }
+    }
 }
 
 /// A device and how it came to be.
@@ -37,8 +58,8 @@ pub struct Entry {
     pub uri: String,
     /// Who asked for it.
     pub origin: Origin,
-    /// The pool that it is a disk of: nobody else may use it.
-    pub claimed_by: Option<String>,
+    /// Whom it belongs to: nobody else may use it.
+    pub claimed_by: Option<Claim>,
 }
 
 impl Entry {
@@ -81,17 +102,17 @@ impl Registry {
         self.find(name).ok_or_else(|| EngineError::NoDevice(name.to_owned()))
     }
 
-    /// As [`get`](Self::get), for use by somebody else than the pool that may have claimed it.
+    /// As [`get`](Self::get), for use by somebody else than whoever may have claimed it.
     pub fn usable(&self, name: &str) -> Result<Entry, EngineError> {
         let entry = self.get(name)?;
         match entry.claimed_by {
             None => Ok(entry),
-            Some(pool) => Err(EngineError::DeviceClaimed { name: name.to_owned(), pool }),
+            Some(by) => Err(EngineError::DeviceClaimed { name: name.to_owned(), by }),
         }
     }
 
     /// Reserves a device for a pool, or gives it back.
-    pub fn claim(&self, name: &str, pool: Option<String>) {
+    pub fn claim(&self, name: &str, pool: Option<Claim>) {
         if let Some(entry) = self.lock().iter_mut().find(|e| e.device.name() == name) {
             entry.claimed_by = pool;
         }

@@ -141,7 +141,7 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<Desired, StateError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::{Device, Namespace, Pool, Subsystem};
+    use crate::desired::{Device, Namespace, Nexus, Pool, Reservation, Subsystem};
 
     fn sample() -> Desired {
         Desired {
@@ -150,6 +150,16 @@ mod tests {
                 name: "tpool".into(),
                 disks: vec!["aio:///dev/sdb?uuid=00000000-0000-0000-0000-000000000001".into()],
                 replicas: Vec::new(),
+            }],
+            nexuses: vec![Nexus {
+                name: "n".into(),
+                uuid: uuid::Uuid::from_u128(5),
+                size_bytes: 1 << 30,
+                children: vec!["bdev:///r?uuid=00000000-0000-0000-0000-000000000001".into()],
+                cntlids: [1, 2],
+                info_key: "/volume/info".into(),
+                reservation: Some(Reservation { key: 7, preempt_key: None, rtype: 5, preempt_holder: false }),
+                shut_down: false,
             }],
             subsystems: vec![Subsystem {
                 nqn: "nqn.2019-05.io.openebs:a".into(),

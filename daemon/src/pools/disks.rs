@@ -16,7 +16,7 @@ use super::lifecycle::disk_uri;
 use super::{PoolEntry, PoolRef};
 use crate::engine::{Engine, detached};
 use crate::error::{EngineError, PoolError, PoolOp, chain};
-use crate::registry::Origin;
+use crate::registry::{Claim, Origin};
 
 /// How often a request to remove a disk looks whether that has begun, and one to add it again whether it is over.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
@@ -48,7 +48,7 @@ impl Engine {
             let uuid = entry.pool.uuid();
             let (device, member) = self.open_disk(&disk, &entry.members).await?;
             let name = member.device.clone();
-            self.registry().claim(&name, Some(entry.pool.name().to_owned()));
+            self.registry().claim(&name, Some(Claim::Pool(entry.pool.name().to_owned())));
             self.pools().change_members(uuid, |members| members.push(member.clone()));
             let added = async {
                 self.save().await?;

@@ -16,7 +16,7 @@ use crate::engine::{Engine, blocking, check_uuid, detached};
 use crate::error::{EngineError, PoolError, PoolOp, chain};
 use crate::exports;
 use crate::node::escape;
-use crate::registry::{self, Entry, Opened, Origin};
+use crate::registry::{self, Claim, Entry, Opened, Origin};
 
 /// What a request says of a pool that is to be opened.
 #[derive(Clone, Debug)]
@@ -152,7 +152,7 @@ impl Engine {
             }
         };
         for member in &disks.members {
-            self.registry().claim(&member.device, Some(pool.name().to_owned()));
+            self.registry().claim(&member.device, Some(Claim::Pool(pool.name().to_owned())));
         }
         let entry = PoolEntry { pool, members: disks.members, origin };
         self.pools().insert(entry.clone());
@@ -224,8 +224,14 @@ impl Engine {
         let busy = |by: String| EngineError::from(PoolError::DiskBusy { disk: device.clone(), by });
         if let Some(entry) = self.registry().find(&device) {
             check_uuid(&entry, &uri)?;
-            if let Some(pool) = &entry.claimed_by {
-                return Err(busy(format!("pool \"{pool}\"")));
+            if let Some(by) = &entry.claimed_by {
+                return Err(busy(by.to_string()));
+            }
+            if let Some(nexus) = self.nexuses().user_of(&device) {
+                return Err(busy(format!("nexus {nexus}")));
+            }
+            if entry.origin == Origin::Nexus {
+                return Err(busy("hosts: a nexus cannot be a disk of a pool".to_owned()));
             }
             if let Some(nqn) = self.exports().uses(&device) {
                 return Err(busy(format!("subsystem {nqn}")));

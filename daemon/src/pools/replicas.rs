@@ -13,7 +13,7 @@ use super::{FoundReplica, PoolEntry, PoolRef};
 use crate::engine::{Engine, detached};
 use crate::error::{EngineError, PoolError, PoolOp};
 use crate::exports;
-use crate::registry::Origin;
+use crate::registry::{Claim, Origin};
 
 /// The longest name of a host (NVMe Base 2.0, section 4.5).
 const MAX_HOST_BYTES: usize = 223;
@@ -116,6 +116,9 @@ impl Engine {
                 && share.as_ref() != Some(&nqn)
             {
                 return Err(EngineError::DeviceInUse { name, nqn });
+            }
+            if let Some(nexus) = self.nexuses().user_of(&name).filter(|_| self.is_device(&name, id)) {
+                return Err(EngineError::DeviceClaimed { name, by: Claim::Nexus(nexus) });
             }
             if self.is_device(&name, id) {
                 self.drop_volume(&name).await?;
@@ -305,7 +308,7 @@ impl Engine {
 }
 
 /// Refuses what no host can be called; the form of an NQN is not asked for, because hosts exist that do not keep it.
-fn check_host(host: &str) -> Result<(), EngineError> {
+pub(crate) fn check_host(host: &str) -> Result<(), EngineError> {
     if !host.is_empty() && host.len() <= MAX_HOST_BYTES && !host.chars().any(char::is_control) {
         return Ok(());
     }

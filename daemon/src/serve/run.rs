@@ -15,6 +15,7 @@ use rpc::keelson::v1::pool_rpc_server::PoolRpcServer as OwnPoolRpcServer;
 use rpc::keelson::v1::subsystem_rpc_server::SubsystemRpcServer;
 use rpc::mayastor::v1::bdev_rpc_server::BdevRpcServer;
 use rpc::mayastor::v1::host_rpc_server::HostRpcServer;
+use rpc::mayastor::v1::nexus_rpc_server::NexusRpcServer;
 use rpc::mayastor::v1::pool_rpc_server::PoolRpcServer;
 use rpc::mayastor::v1::replica_rpc_server::ReplicaRpcServer;
 use rpc::mayastor::v1::snapshot_rpc_server::SnapshotRpcServer;
@@ -33,11 +34,14 @@ use crate::desired::Desired;
 use crate::engine::Engine;
 use crate::host::stacks;
 use crate::metrics;
+use crate::nexuses::records::Records;
+use crate::nexuses::records::file::FileRecords;
 use crate::node::Node;
 use crate::ptpl::ReservationDir;
 use crate::registry::Origin;
 use crate::services::bdev::BdevService;
 use crate::services::host::HostService;
+use crate::services::nexus::NexusService;
 use crate::services::pool::{OwnPoolService, PoolService};
 use crate::services::replica::ReplicaService;
 use crate::services::snapshot::SnapshotService;
@@ -136,7 +140,11 @@ impl Daemon {
         };
         let node = Node::new(setup.node_name, grpc.local_addr()?, nvmf, setup.hostnqn);
         let node = Node { ana_feature: setup.ana_feature, ..node };
-        let engine = Engine::new(node, cores, target, store);
+        let records = match &setup.state {
+            Some(folder) => Records::Files(FileRecords::new(folder).context("the state folder cannot be used")?),
+            None => Records::None,
+        };
+        let engine = Engine::new(node, cores, target, store, records);
         if let Some(dir) = reservations {
             engine.exports().keep_reservations(dir);
         }
@@ -267,6 +275,7 @@ async fn serve_grpc(
         .add_service(reflection)
         .add_service(service!(health, BdevRpcServer, BdevService))
         .add_service(service!(health, HostRpcServer, HostService))
+        .add_service(service!(health, NexusRpcServer, NexusService))
         .add_service(service!(health, PoolRpcServer, PoolService))
         .add_service(service!(health, ReplicaRpcServer, ReplicaService))
         .add_service(service!(health, SnapshotRpcServer, SnapshotService))

@@ -28,7 +28,7 @@ impl BdevService {
         let exported = self.0.exports().uses(device.name()).is_some();
         let claimed = exported || entry.claimed_by.is_some();
         let claimed_by = match &entry.claimed_by {
-            Some(pool) => format!("pool {pool}"),
+            Some(by) => by.to_string(),
             None if exported => CLAIMED_BY_TARGET.to_owned(),
             None => UNCLAIMED.to_owned(),
         };

@@ -16,7 +16,8 @@ use tonic::{Request, Response, Status};
 use super::describe::{self, Ancestry};
 use super::replica;
 use crate::engine::Engine;
-use crate::error::{EngineError, PoolError};
+use crate::error::EngineError;
+use crate::nexuses::error::NexusError;
 use crate::pools::{PoolRef, parse_uuid};
 
 /// The service.
@@ -54,12 +55,12 @@ impl SnapshotRpc for SnapshotService {
         Ok(Response::new(CreateReplicaSnapshotResponse { replica_uuid, snapshot }))
     }
 
-    /// There are no nexuses, so whichever is named is not there.
+    /// Whichever is named is not there.
     async fn create_nexus_snapshot(
         &self,
         request: Request<NexusCreateSnapshotRequest>,
     ) -> Result<Response<NexusCreateSnapshotResponse>, Status> {
-        Err(EngineError::from(PoolError::NoNexus(request.into_inner().nexus_uuid)).into())
+        Err(EngineError::from(NexusError::NotFound(request.into_inner().nexus_uuid)).into())
     }
 
     async fn list_snapshot(

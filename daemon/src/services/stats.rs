@@ -8,7 +8,7 @@ use rpc::mayastor::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::describe;
+use super::{describe, describe_nexus};
 use crate::engine::Engine;
 
 /// The service.
@@ -27,15 +27,18 @@ impl StatsRpc for StatsService {
         Ok(Response::new(PoolIoStatsResponse { stats }))
     }
 
-    /// There are no nexuses.
     async fn get_nexus_io_stats(
         &self,
         request: Request<ListStatsOption>,
     ) -> Result<Response<NexusIoStatsResponse>, Status> {
-        match request.into_inner().name {
-            Some(_) => Err(Status::not_found("Nexus not found")),
-            None => Ok(Response::new(NexusIoStatsResponse::default())),
+        let wanted = request.into_inner().name;
+        let mut entries = self.0.nexuses().list();
+        entries.retain(|e| wanted.as_ref().is_none_or(|n| *n == e.wish.name));
+        if wanted.is_some() && entries.is_empty() {
+            return Err(Status::not_found("Nexus not found"));
         }
+        let stats = entries.iter().map(describe_nexus::stats).collect();
+        Ok(Response::new(NexusIoStatsResponse { stats }))
     }
 
     async fn get_replica_io_stats(
@@ -63,6 +66,7 @@ impl StatsRpc for StatsService {
         for entry in self.0.pools().list() {
             entry.pool.reset_stats();
         }
+        self.0.nexuses().list().iter().filter_map(|e| e.mirror.as_ref()).for_each(nexus::Nexus::reset_io_stats);
         Ok(Response::new(()))
     }
 }

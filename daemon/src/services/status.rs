@@ -5,10 +5,12 @@
 
 use aio::DeviceError;
 use lvs::LvsError;
+use nexus::NexusError as MirrorError;
 use nvmf::target::TargetError;
 use tonic::{Code, Status};
 
 use crate::error::{EngineError, PoolError, PoolOp};
+use crate::nexuses::error::{NexusError, NexusOp};
 
 impl From<EngineError> for Status {
     fn from(error: EngineError) -> Self {
@@ -44,8 +46,9 @@ fn code(error: &EngineError) -> Code {
         E::DeviceExists(_) | E::DeviceInUse { .. } | E::AlreadyShared(_) => Code::Internal,
         E::ResizeDevice { source: DeviceError::Unsupported { .. }, .. } => Code::FailedPrecondition,
         E::ResizeDevice { .. } | E::NoController(_) | E::NotRecorded(_) => Code::Internal,
-        E::DeviceClaimed { .. } | E::DeviceIsReplica(_) => Code::Internal,
+        E::DeviceClaimed { .. } | E::DeviceIsReplica(_) | E::DeviceIsNexus(_) => Code::Internal,
         E::Pool(source) => pool_code(source),
+        E::Nexus(source) => nexus_code(source),
         E::Target(source) => target_code(source),
         E::Reservations(_) => Code::Internal,
         E::Core(_) | E::ShuttingDown => Code::Unavailable,
@@ -80,7 +83,7 @@ fn pool_code(error: &PoolError) -> Code {
         | P::SharedOtherwise(_) => Code::InvalidArgument,
         P::ClusterSize(_) | P::MetadataRatio(_) => Code::Internal,
         P::Exists(_) | P::ObjectExists { .. } => Code::AlreadyExists,
-        P::NotFound(_) | P::NoReplica(_) | P::NoSnapshot(_) | P::NoNexus(_) => Code::NotFound,
+        P::NotFound(_) | P::NoReplica(_) | P::NoSnapshot(_) => Code::NotFound,
         // NOT_FOUND is left to the object itself.
         P::Missing(_) | P::LvmNotEnabled => Code::FailedPrecondition,
         P::OtherPool { .. } => Code::Aborted,
@@ -132,6 +135,51 @@ fn store_code(op: PoolOp, error: &LvsError) -> Code {
     }
 }
 
+fn nexus_code(error: &NexusError) -> Code {
+    use NexusError as N;
+    match error {
+        N::NotFound(_) | N::NoChild { .. } => Code::NotFound,
+        N::NameTaken(_) | N::ChildExists { .. } => Code::AlreadyExists,
+        N::UuidTaken { .. } | N::NoAna(_) | N::Record { .. } | N::Publish { .. } => Code::Internal,
+        N::Busy => Code::DeadlineExceeded,
+        N::Child { .. }
+        | N::ChildSilent { .. }
+        | N::ChildBusy { .. }
+        | N::ChildTwice { .. }
+        | N::ChildWithoutUuid { .. }
+        | N::Cntlids { .. }
+        | N::Reservation(_)
+        | N::NotPublished(_) => Code::InvalidArgument,
+        N::NoHealthyChild { .. } | N::Waiting { .. } => Code::FailedPrecondition,
+        N::Mirror { op, source } => mirror_code(*op, source),
+    }
+}
+
+/// What the mirror refuses has a code that depends on the request.
+fn mirror_code(op: NexusOp, error: &MirrorError) -> Code {
+    use MirrorError as M;
+    match (op, error) {
+        (NexusOp::Create, M::ChildExists { .. }) => Code::InvalidArgument,
+        (_, M::ChildExists { .. }) => Code::AlreadyExists,
+        (_, M::BlockSize { .. } | M::TooSmall { .. } | M::Lacks { .. } | M::TooManyChildren { .. }) => {
+            Code::InvalidArgument
+        }
+        (NexusOp::AddChild, M::OpenChild { .. }) => Code::InvalidArgument,
+        (_, M::LastHealthy { .. } | M::ShutDown { .. }) => Code::FailedPrecondition,
+        (_, M::ChildNotFound { .. } | M::NoRebuild { .. } | M::Gone(_)) => Code::NotFound,
+        (
+            _,
+            M::NoChildren { .. }
+            | M::OpenChild { .. }
+            | M::ChildState { .. }
+            | M::Membership { .. }
+            | M::NoSource { .. }
+            | M::RebuildExists { .. }
+            | M::RebuildState { .. },
+        ) => Code::Internal,
+    }
+}
+
 fn target_code(error: &TargetError) -> Code {
     use TargetError as T;
     match error {
@@ -153,6 +201,7 @@ fn target_code(error: &TargetError) -> Code {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::Claim;
     use std::io;
 
     fn os(errno: i32) -> EngineError {
@@ -292,7 +341,77 @@ mod tests {
             (store(PoolOp::CreateSnapshot, exists()), Code::Internal),
             (store(PoolOp::CreateSnapshot, full()), Code::ResourceExhausted),
             (store(PoolOp::CreateClone, exists()), Code::Internal),
-            (EngineError::DeviceClaimed { name: "d".into(), pool: pool() }, Code::Internal),
+            (EngineError::DeviceClaimed { name: "d".into(), by: Claim::Pool(pool()) }, Code::Internal),
+        ];
+        for (error, want) in table {
+            let text = error.to_string();
+            assert_eq!(Status::from(error).code(), want, "{text}");
+            assert!(!text.contains("Error {") && !text.contains("Some("), "debug form: {text}");
+        }
+    }
+
+    /// Every row is a promise to clients: control planes decide by these.
+    #[test]
+    fn codes_of_nexuses_are_those_of_the_api() {
+        let (n, c) = (|| "n".to_owned(), || "bdev:///c".to_owned());
+        let mirror = |op, source| EngineError::from(NexusError::Mirror { op, source });
+        let exists = || MirrorError::ChildExists { nexus: n(), child: c() };
+        let small =
+            || MirrorError::TooSmall { nexus: n(), child: c(), size_bytes: 1, needed_bytes: 2 };
+        let blocks =
+            MirrorError::BlockSize { nexus: n(), child: c(), block_bytes: 512, expected_bytes: 4096 };
+        let open = || MirrorError::OpenChild {
+            nexus: n(),
+            child: c(),
+            source: DeviceError::Unsupported { op: "x", device: c() },
+        };
+        let membership =
+            MirrorError::Membership { nexus: n(), source: nexus::StoreError("the store is down".into()) };
+        let state = |op| MirrorError::ChildState { op, nexus: n(), child: c(), state: "offline".into() };
+        let table: Vec<(EngineError, Code)> = vec![
+            (NexusError::NotFound(n()).into(), Code::NotFound),
+            (NexusError::NameTaken(n()).into(), Code::AlreadyExists),
+            (NexusError::UuidTaken { uuid: uuid::Uuid::nil(), name: n() }.into(), Code::Internal),
+            (NexusError::Busy.into(), Code::DeadlineExceeded),
+            (
+                NexusError::Child { nexus: n(), uri: c(), source: Box::new(EngineError::NoDevice(c())) }.into(),
+                Code::InvalidArgument,
+            ),
+            (NexusError::ChildWithoutUuid { nexus: n(), uri: c() }.into(), Code::InvalidArgument),
+            (NexusError::ChildExists { nexus: n(), uri: c() }.into(), Code::AlreadyExists),
+            (NexusError::NoChild { nexus: n(), uri: c() }.into(), Code::NotFound),
+            (NexusError::Cntlids { min: 0, max: 1, most: 2 }.into(), Code::InvalidArgument),
+            (NexusError::Reservation("x").into(), Code::InvalidArgument),
+            (NexusError::NotPublished(n()).into(), Code::InvalidArgument),
+            (NexusError::NoAna(n()).into(), Code::Internal),
+            (NexusError::NoHealthyChild { nexus: n(), healthy: c() }.into(), Code::FailedPrecondition),
+            (NexusError::Waiting { nexus: n(), why: c() }.into(), Code::FailedPrecondition),
+            (mirror(NexusOp::Create, MirrorError::NoChildren { nexus: n() }), Code::Internal),
+            (mirror(NexusOp::Create, exists()), Code::InvalidArgument),
+            (mirror(NexusOp::AddChild, exists()), Code::AlreadyExists),
+            (mirror(NexusOp::Create, small()), Code::InvalidArgument),
+            (mirror(NexusOp::Resize, small()), Code::InvalidArgument),
+            (mirror(NexusOp::Create, blocks), Code::InvalidArgument),
+            (mirror(NexusOp::AddChild, open()), Code::InvalidArgument),
+            (mirror(NexusOp::Child, open()), Code::Internal),
+            (mirror(NexusOp::Create, membership), Code::Internal),
+            (
+                mirror(NexusOp::Child, MirrorError::LastHealthy { nexus: n(), child: c() }),
+                Code::FailedPrecondition,
+            ),
+            (
+                mirror(NexusOp::Child, MirrorError::ChildNotFound { nexus: n(), child: c() }),
+                Code::NotFound,
+            ),
+            (mirror(NexusOp::Child, state("take back into use")), Code::Internal),
+            (mirror(NexusOp::Rebuild, state("rebuild")), Code::Internal),
+            (mirror(NexusOp::Rebuild, MirrorError::NoSource { nexus: n(), child: c() }), Code::Internal),
+            (mirror(NexusOp::Rebuild, MirrorError::RebuildExists { nexus: n(), child: c() }), Code::Internal),
+            (mirror(NexusOp::Rebuild, MirrorError::NoRebuild { nexus: n(), child: c() }), Code::NotFound),
+            (
+                mirror(NexusOp::Resize, MirrorError::ShutDown { op: "resize", nexus: n() }),
+                Code::FailedPrecondition,
+            ),
         ];
         for (error, want) in table {
             let text = error.to_string();

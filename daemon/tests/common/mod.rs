@@ -1,6 +1,7 @@
 //! A daemon in this process, on ports of its own, with a client.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test file uses some of it")]
 
+pub mod nexuses;
 pub mod pools;
 
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,0 +1,120 @@
+//! Where the members of nexuses are recorded: who is healthy, so that nobody reads from one that is not.
+//!
+//! - This file: which store there is, and the record as text, which is Mayastor's. - [`mod@file`]: a file a nexus, in the
+//!   state folder. Without a state folder nothing outlives the daemon, the nexus neither.
+
+pub mod file;
+
+use std::sync::Arc;
+
+use nexus::{MemberRecord, MembershipStore, NoStore, Record};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use self::file::FileRecords;
+
+/// Where records are.
+pub enum Records {
+    /// Nowhere.
+    None,
+    /// In files.
+    Files(FileRecords),
+}
+
+impl Records {
+    /// Whether anything is kept: then children need identities.
+    pub fn are_kept(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+
+    /// Where the record of a nexus is kept.
+    pub fn of(&self, nexus: Uuid) -> Arc<dyn MembershipStore> {
+        match self {
+            Self::None => Arc::new(NoStore),
+            Self::Files(files) => Arc::new(files.of(nexus)),
+        }
+    }
+}
+
+/// A record as Mayastor writes it.
+#[derive(Serialize, Deserialize)]
+struct Text {
+    clean_shutdown: bool,
+    children: Vec<Child>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Child {
+    uuid: Uuid,
+    healthy: bool,
+}
+
+/// The record as text.
+pub fn encode(record: &Record) -> Vec<u8> {
+    let children = record.children.iter().map(|c| Child { uuid: c.uuid, healthy: c.healthy }).collect();
+    let text = Text { clean_shutdown: record.clean_shutdown, children };
+    serde_json::to_vec(&text).expect("invariant: it has nothing that JSON does not")
+}
+
+/// What a text says; also of one that Mayastor wrote.
+pub fn decode(text: &[u8]) -> Result<Record, serde_json::Error> {
+    let Text { clean_shutdown, children } = serde_json::from_slice(text)?;
+    let children = children.into_iter().map(|c| MemberRecord { uuid: c.uuid, healthy: c.healthy }).collect();
+    Ok(Record { clean_shutdown, children })
+}
+
+/// Which of these children have every acknowledged write, by the record. All of them, when it knows none: then it is that
+/// of another life. After an end that was not clean the healthy ones may differ in what nobody was told of (hazard H7):
+/// only the first of them counts.
+pub fn healthy(last: Option<&Record>, children: &[Uuid]) -> Vec<bool> {
+    let Some(record) = last else { return vec![true; children.len()] };
+    let known = |uuid: &Uuid| record.children.iter().find(|c| c.uuid == *uuid);
+    if !children.iter().any(|c| known(c).is_some()) {
+        return vec![true; children.len()];
+    }
+    let mut all: Vec<bool> = children.iter().map(|c| known(c).is_some_and(|c| c.healthy)).collect();
+    if !record.clean_shutdown {
+        let first = all.iter().position(|&h| h);
+        all.iter_mut().enumerate().for_each(|(at, h)| *h = Some(at) == first);
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Uuid = Uuid::from_u128(0xa);
+    const B: Uuid = Uuid::from_u128(0xb);
+    const C: Uuid = Uuid::from_u128(0xc);
+
+    fn record(clean_shutdown: bool, children: &[(Uuid, bool)]) -> Record {
+        let children = children.iter().map(|&(uuid, healthy)| MemberRecord { uuid, healthy }).collect();
+        Record { clean_shutdown, children }
+    }
+
+    #[test]
+    fn the_text_is_mayastors() {
+        let text = r#"{"clean_shutdown":false,"children":[{"uuid":"00000000-0000-0000-0000-00000000000a","healthy":true}]}"#;
+        let record = record(false, &[(A, true)]);
+        assert_eq!(encode(&record), text.as_bytes());
+        assert_eq!(decode(text.as_bytes()).unwrap(), record);
+        // A later field of theirs is not ours to mind.
+        assert_eq!(decode(text.replace("{\"clean", "{\"more\":1,\"clean").as_bytes()).unwrap(), record);
+        for bad in ["", "{}", "[]", r#"{"clean_shutdown":1,"children":[]}"#] {
+            assert!(decode(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_record_decides_who_is_healthy() {
+        assert_eq!(healthy(None, &[A, B]), [true, true]);
+        let clean = record(true, &[(A, true), (B, false), (C, true)]);
+        assert_eq!(healthy(Some(&clean), &[A, B, C]), [true, false, true]);
+        assert_eq!(healthy(Some(&clean), &[B]), [false], "a stale child alone");
+        assert_eq!(healthy(Some(&clean), &[A, Uuid::from_u128(9)]), [true, false], "one that it does not know");
+        assert_eq!(healthy(Some(&clean), &[Uuid::from_u128(9)]), [true], "a record of others");
+        let unclean = Record { clean_shutdown: false, ..clean };
+        assert_eq!(healthy(Some(&unclean), &[B, C, A]), [false, true, false], "one alone after a crash");
+    }
+}
