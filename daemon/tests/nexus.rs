@@ -30,7 +30,13 @@ fn ram(n: u128) -> String {
 /// It did something, and read what it wrote.
 fn assert_fine(done: &Outcome) {
     assert!(done.read.bytes > 0 && done.write.bytes > 0, "nothing was done");
-    assert_eq!((done.errors, done.verified.damaged), (0, 0), "{:?} {:?}", done.first_error, done.verified.findings);
+    assert_eq!(
+        (done.errors, done.verified.damaged),
+        (0, 0),
+        "{:?} {:?}",
+        done.first_error,
+        done.verified.findings
+    );
 }
 
 /// A daemon with a pool on memory and one shared replica, and the replica's URI.
@@ -173,7 +179,10 @@ async fn a_published_nexus_survives_its_children_one_by_one() {
     d.mirror(&id, SIZE, &[&u1, &u2]).await.unwrap();
     let n = d.publish(&id, &[]).await.unwrap();
     assert_eq!((n.ana_state, n.allowed_hosts.len()), (1, 0));
-    assert_eq!(n.device_uri, format!("nvmf+tcp://{}/nqn.2019-05.io.openebs:{id}", d.daemon.engine().node().nvmf));
+    assert_eq!(
+        n.device_uri,
+        format!("nvmf+tcp://{}/nqn.2019-05.io.openebs:{id}", d.daemon.engine().node().nvmf)
+    );
     let host = Host::new();
     let disk = host.connect(&n.device_uri).await.unwrap();
     assert_eq!(disk.uuid().to_string(), id, "hosts know it by its name");
@@ -279,7 +288,10 @@ async fn publishing() {
             }
         }
     };
-    assert_eq!((ana(None).await, ana(Some(2)).await), (Err(Code::InvalidArgument), Err(Code::InvalidArgument)));
+    assert_eq!(
+        (ana(None).await, ana(Some(2)).await),
+        (Err(Code::InvalidArgument), Err(Code::InvalidArgument))
+    );
     let publish = |key: &str, share| {
         let request = PublishNexusRequest { uuid: uuid(9), key: key.into(), share, allowed_hosts: vec![] };
         let mut client = d.client.nexus();
@@ -293,7 +305,10 @@ async fn publishing() {
 
     // Again with hosts: they are replaced, and the URI stays.
     let n = d.publish(&id, &["nqn.2014-08.org.example:h"]).await.unwrap();
-    assert_eq!((n.device_uri.as_str(), n.allowed_hosts), (uri.as_str(), vec!["nqn.2014-08.org.example:h".to_owned()]));
+    assert_eq!(
+        (n.device_uri.as_str(), n.allowed_hosts),
+        (uri.as_str(), vec!["nqn.2014-08.org.example:h".to_owned()])
+    );
     let host = Host::new();
     assert!(host.connect(&uri).await.is_err(), "not on the list");
     let allowed = host.connect(&format!("{uri}?hostnqn=nqn.2014-08.org.example:h")).await.unwrap();
@@ -336,7 +351,10 @@ async fn children_of_this_node_are_opened_directly() {
     let devices: Vec<_> = n.children.iter().map(|c| c.device_name.as_deref().unwrap()).collect();
     assert_eq!(devices, ["r1", "r2"], "no way through the network");
     assert!(d.daemon.engine().controllers().is_empty());
-    assert_eq!(d.add_child(&uuid(9), &format!("bdev:///r1?uuid={}", uuid(1)), false).await, Err(Code::AlreadyExists));
+    assert_eq!(
+        d.add_child(&uuid(9), &format!("bdev:///r1?uuid={}", uuid(1)), false).await,
+        Err(Code::AlreadyExists)
+    );
     assert_eq!(d.add_child(&uuid(9), &local, false).await, Err(Code::AlreadyExists));
     // Somebody else's uuid.
     let other = format!("bdev:///r2?uuid={}", uuid(1));

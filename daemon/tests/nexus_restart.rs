@@ -199,10 +199,8 @@ async fn a_nexus_waits_for_its_children() {
 async fn recorded_children_need_an_identity() {
     let state = tempfile::tempdir().unwrap();
     let d = Running::with_state(state.path()).await;
-    let status = d
-        .create_nexus(common::nexuses::wish(&uuid(9), SIZE, &["malloc:///m?size_mb=32"]))
-        .await
-        .unwrap_err();
+    let status =
+        d.create_nexus(common::nexuses::wish(&uuid(9), SIZE, &["malloc:///m?size_mb=32"])).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
     assert!(status.message().contains("malloc:///m?size_mb=32&uuid="), "{}", status.message());
     assert!(d.bdevs().await.is_empty());

@@ -132,9 +132,7 @@ pub enum NexusError {
     #[error("nexus \"{0}\" is not published, so there is no ANA state; publish it first")]
     NotPublished(String),
     /// ANA is not reported.
-    #[error(
-        "nexus \"{0}\" reports no ANA states: the daemon was started without NEXUS_NVMF_ANA_ENABLE=1"
-    )]
+    #[error("nexus \"{0}\" reports no ANA states: the daemon was started without NEXUS_NVMF_ANA_ENABLE=1")]
     NoAna(String),
     /// The record of the members cannot be read.
     #[error("the record of the members of nexus \"{nexus}\" cannot be read: {source}")]

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aio::{BlockDevice, Capabilities};
 use aio::reactor::CoreHandle;
+use aio::{BlockDevice, Capabilities};
 use nexus::{CreateNexus, Record};
 use tracing::{info, warn};
 use uuid::Uuid;

@@ -9,9 +9,9 @@ use nexus::{ChildInfo, ChildState, Fault, NexusState};
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use super::NexusEntry;
 use super::children::Child;
 use super::error::{NexusError, NexusOp};
-use super::NexusEntry;
 use crate::engine::{Engine, detached};
 use crate::error::EngineError;
 

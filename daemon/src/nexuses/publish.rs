@@ -55,10 +55,9 @@ impl Engine {
             hosts.iter().try_for_each(|host| check_host(host))?;
             let name = entry.wish.name.clone();
             check_open(&entry.live()?, "publish").await?;
-            self.serve_nexus(&entry, hosts).await.map_err(|e| NexusError::Publish {
-                nexus: name.clone(),
-                source: Box::new(e),
-            })?;
+            self.serve_nexus(&entry, hosts)
+                .await
+                .map_err(|e| NexusError::Publish { nexus: name.clone(), source: Box::new(e) })?;
             let _change = self.change.lock().await;
             self.save().await?;
             Ok(entry)

@@ -150,7 +150,10 @@ impl Engine {
         let last = store.load().await.map_err(unread)?;
         let cast = Cast::of(open, last.as_ref());
         if cast.healthy.is_empty() {
-            return Err(format!("none of its children that has every write can be opened: {}", missing.join("; ")));
+            return Err(format!(
+                "none of its children that has every write can be opened: {}",
+                missing.join("; ")
+            ));
         }
         // After a crash one is the source of all others anyway.
         let alone = last.as_ref().is_some_and(|r| !r.clean_shutdown);

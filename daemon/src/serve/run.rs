@@ -141,7 +141,9 @@ impl Daemon {
         let node = Node::new(setup.node_name, grpc.local_addr()?, nvmf, setup.hostnqn);
         let node = Node { ana_feature: setup.ana_feature, ..node };
         let records = match &setup.state {
-            Some(folder) => Records::Files(FileRecords::new(folder).context("the state folder cannot be used")?),
+            Some(folder) => {
+                Records::Files(FileRecords::new(folder).context("the state folder cannot be used")?)
+            }
             None => Records::None,
         };
         let engine = Engine::new(node, cores, target, store, records);

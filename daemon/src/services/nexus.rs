@@ -87,7 +87,9 @@ fn parse_reservation(request: &CreateNexusRequest) -> Result<Option<Reservation>
     let rtype = match request.resv_type.map(NvmeReservation::try_from) {
         None => NvmeReservation::WriteExclusiveAllRegs,
         Some(Ok(rtype)) => rtype,
-        Some(Err(_)) => return Err(bad("the type is a number from 0 (Reserved) to 6 (ExclusiveAccessAllRegs)")),
+        Some(Err(_)) => {
+            return Err(bad("the type is a number from 0 (Reserved) to 6 (ExclusiveAccessAllRegs)"));
+        }
     };
     let policy = NexusNvmePreemption::try_from(request.preempt_policy)
         .map_err(|_| bad("the policy is 0 (ArgKey) or 1 (Holder)"))?;
@@ -153,9 +155,7 @@ impl NexusRpc for NexusService {
     ) -> Result<Response<ListNexusResponse>, Status> {
         let ListNexusOptions { name, uuid } = request.into_inner();
         let entries = match (name, uuid) {
-            (Some(name), _) => {
-                self.0.nexuses().list().into_iter().filter(|e| e.wish.name == name).collect()
-            }
+            (Some(name), _) => self.0.nexuses().list().into_iter().filter(|e| e.wish.name == name).collect(),
             (None, Some(uuid)) => vec![self.0.nexuses().find(parse_uuid("uuid", &uuid)?)?],
             (None, None) => self.0.nexuses().list(),
         };
@@ -224,7 +224,12 @@ impl NexusRpc for NexusService {
         if !key.is_empty() && key.len() != PUBLISH_KEY_BYTES {
             // What it is stays between those who share it.
             let value = format!("of {} bytes", key.len());
-            return Err(EngineError::BadValue { what: "key", value, expected: "leave it out, or give 16 bytes" }.into());
+            return Err(EngineError::BadValue {
+                what: "key",
+                value,
+                expected: "leave it out, or give 16 bytes",
+            }
+            .into());
         }
         if share != ShareProtocol::Nvmf as i32 {
             return Err(EngineError::ShareProtocol(share).into());
@@ -280,7 +285,9 @@ impl NexusRpc for NexusService {
         let entry = match action {
             ChildAction::Online => engine.online_nexus_child(uuid, uri, patience).await?,
             ChildAction::Offline => engine.fault_nexus_child(uuid, uri, Fault::Offline, patience).await?,
-            ChildAction::FaultIoError => engine.fault_nexus_child(uuid, uri, Fault::IoError, patience).await?,
+            ChildAction::FaultIoError => {
+                engine.fault_nexus_child(uuid, uri, Fault::IoError, patience).await?
+            }
             ChildAction::OfflinePermanent => {
                 engine.fault_nexus_child(uuid, uri, Fault::OfflinePermanent, patience).await?
             }
@@ -436,7 +443,8 @@ mod tests {
         assert_eq!(parse(&|_| ()).unwrap(), None);
         let plain = parse(&|r| r.resv_key = 5).unwrap().unwrap();
         assert_eq!((plain.key, plain.rtype, plain.preempt_key, plain.preempt_holder), (5, 5, None, false));
-        let holder = parse(&|r| (r.resv_key, r.resv_type, r.preempt_policy) = (5, Some(2), 1)).unwrap().unwrap();
+        let holder =
+            parse(&|r| (r.resv_key, r.resv_type, r.preempt_policy) = (5, Some(2), 1)).unwrap().unwrap();
         assert_eq!((holder.rtype, holder.preempt_holder), (2, true));
         // As the control plane asks for none.
         assert_eq!(parse(&|r| r.resv_type = Some(0)).unwrap(), None);

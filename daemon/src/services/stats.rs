@@ -66,7 +66,12 @@ impl StatsRpc for StatsService {
         for entry in self.0.pools().list() {
             entry.pool.reset_stats();
         }
-        self.0.nexuses().list().iter().filter_map(|e| e.mirror.as_ref()).for_each(nexus::Nexus::reset_io_stats);
+        self.0
+            .nexuses()
+            .list()
+            .iter()
+            .filter_map(|e| e.mirror.as_ref())
+            .for_each(nexus::Nexus::reset_io_stats);
         Ok(Response::new(()))
     }
 }

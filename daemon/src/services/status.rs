@@ -356,8 +356,7 @@ mod tests {
         let (n, c) = (|| "n".to_owned(), || "bdev:///c".to_owned());
         let mirror = |op, source| EngineError::from(NexusError::Mirror { op, source });
         let exists = || MirrorError::ChildExists { nexus: n(), child: c() };
-        let small =
-            || MirrorError::TooSmall { nexus: n(), child: c(), size_bytes: 1, needed_bytes: 2 };
+        let small = || MirrorError::TooSmall { nexus: n(), child: c(), size_bytes: 1, needed_bytes: 2 };
         let blocks =
             MirrorError::BlockSize { nexus: n(), child: c(), block_bytes: 512, expected_bytes: 4096 };
         let open = || MirrorError::OpenChild {
@@ -374,7 +373,8 @@ mod tests {
             (NexusError::UuidTaken { uuid: uuid::Uuid::nil(), name: n() }.into(), Code::Internal),
             (NexusError::Busy.into(), Code::DeadlineExceeded),
             (
-                NexusError::Child { nexus: n(), uri: c(), source: Box::new(EngineError::NoDevice(c())) }.into(),
+                NexusError::Child { nexus: n(), uri: c(), source: Box::new(EngineError::NoDevice(c())) }
+                    .into(),
                 Code::InvalidArgument,
             ),
             (NexusError::ChildWithoutUuid { nexus: n(), uri: c() }.into(), Code::InvalidArgument),
@@ -399,10 +399,7 @@ mod tests {
                 mirror(NexusOp::Child, MirrorError::LastHealthy { nexus: n(), child: c() }),
                 Code::FailedPrecondition,
             ),
-            (
-                mirror(NexusOp::Child, MirrorError::ChildNotFound { nexus: n(), child: c() }),
-                Code::NotFound,
-            ),
+            (mirror(NexusOp::Child, MirrorError::ChildNotFound { nexus: n(), child: c() }), Code::NotFound),
             (mirror(NexusOp::Child, state("take back into use")), Code::Internal),
             (mirror(NexusOp::Rebuild, state("rebuild")), Code::Internal),
             (mirror(NexusOp::Rebuild, MirrorError::NoSource { nexus: n(), child: c() }), Code::Internal),

@@ -112,7 +112,11 @@ mod tests {
         let clean = record(true, &[(A, true), (B, false), (C, true)]);
         assert_eq!(healthy(Some(&clean), &[A, B, C]), [true, false, true]);
         assert_eq!(healthy(Some(&clean), &[B]), [false], "a stale child alone");
-        assert_eq!(healthy(Some(&clean), &[A, Uuid::from_u128(9)]), [true, false], "one that it does not know");
+        assert_eq!(
+            healthy(Some(&clean), &[A, Uuid::from_u128(9)]),
+            [true, false],
+            "one that it does not know"
+        );
         assert_eq!(healthy(Some(&clean), &[Uuid::from_u128(9)]), [true], "a record of others");
         let unclean = Record { clean_shutdown: false, ..clean };
         assert_eq!(healthy(Some(&unclean), &[B, C, A]), [false, true, false], "one alone after a crash");
