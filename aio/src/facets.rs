@@ -189,7 +189,8 @@ pub trait Marks {
     /// Where the device is now: every write that is submitted after the answer is behind it.
     fn position(&self) -> FacetFuture<'_, Position>;
 
-    /// Keeps a position, durably, once everything before it is durable. Beyond [`MOST_MARKS`] the oldest goes.
+    /// Keeps a position, durably, once everything before it *and everything that completed before this call* is durable. Beyond
+    /// [`MOST_MARKS`] the oldest goes.
     fn put_mark(&self, id: u128, at: Position) -> FacetFuture<'_, ()>;
 
     /// Forgets a mark. One that is not there is no error.

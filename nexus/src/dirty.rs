@@ -66,6 +66,27 @@ impl DirtyMap {
         }
     }
 
+    /// Marks what is marked in `other`, a map of a device of the same size.
+    pub(crate) fn merge(&self, other: &Self) {
+        for (mine, other) in self.words.iter().zip(&other.words) {
+            mine.fetch_or(other.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
+    /// Marks what is marked in `other` and not in `without`, maps of devices of the same size.
+    pub(crate) fn merge_without(&self, other: &Self, without: &Self) {
+        for ((mine, other), without) in self.words.iter().zip(&other.words).zip(&without.words) {
+            let bits = other.load(Ordering::Relaxed) & !without.load(Ordering::Relaxed);
+            mine.fetch_or(bits, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a segment is marked.
+    pub(crate) fn is_marked(&self, segment: u64) -> bool {
+        let word = usize::try_from(segment / 64).ok().and_then(|at| self.words.get(at));
+        word.is_some_and(|w| w.load(Ordering::Relaxed) & 1 << (segment % 64) != 0)
+    }
+
     /// Takes a segment's mark away.
     pub(crate) fn clear(&self, segment: u64) {
         if let Some(word) = self.words.get((segment / 64) as usize) {
@@ -76,6 +97,11 @@ impl DirtyMap {
     /// How many segments are marked.
     pub(crate) fn marked(&self) -> u64 {
         self.words.iter().map(|w| u64::from(w.load(Ordering::Relaxed).count_ones())).sum()
+    }
+
+    /// Blocks of the device that it is of.
+    pub(crate) fn size(&self) -> BlockCount {
+        self.size
     }
 
     /// Blocks of a whole segment.
@@ -144,6 +170,14 @@ mod tests {
         map.clear(5000);
         assert_eq!(segments(&map), [0, 1, 64, 1000]);
         assert_eq!(DirtyMap::all(BlockCount(16 * 200), 4096).marked(), 200);
+        assert!(map.is_marked(64) && !map.is_marked(63) && !map.is_marked(u64::MAX));
+        let (other, all) = (DirtyMap::clean(BlockCount(16 * 1000 + 5), 4096), map);
+        other.merge(&all);
+        assert_eq!(segments(&other), [0, 1, 64, 1000]);
+        other.clear(64);
+        let rest = DirtyMap::clean(BlockCount(16 * 1000 + 5), 4096);
+        rest.merge_without(&all, &other);
+        assert_eq!(segments(&rest), [64]);
     }
 
     #[test]

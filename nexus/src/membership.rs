@@ -32,6 +32,16 @@ impl Record {
         self.children.iter().filter(|c| c.healthy).count()
     }
 
+    /// Whether this is a member, healthy or not.
+    pub fn knows(&self, uuid: Uuid) -> bool {
+        self.children.iter().any(|c| c.uuid == uuid)
+    }
+
+    /// Whether this is a healthy member.
+    pub fn is_healthy(&self, uuid: Uuid) -> bool {
+        self.children.iter().any(|c| c.uuid == uuid && c.healthy)
+    }
+
     /// Adds a member; one of the same identity is replaced.
     pub fn add(&mut self, uuid: Uuid, healthy: bool) {
         self.remove(uuid);

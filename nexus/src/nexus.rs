@@ -55,20 +55,38 @@ pub struct Nexus(Arc<Shared>);
 impl Nexus {
     /// Makes a nexus whose decisions are made on `core`. The record of members is saved before anything else.
     ///
+    /// Without a record of before, all children hold the same data. With one, those are in sync of which it says so, or a single
+    /// one of them when the end was not in order; the others are members, and are rebuilt.
+    ///
     /// # Errors
-    /// Children that do not fit, or a record that could not be saved; nothing is left then.
+    /// Children that do not fit, none that is in sync, or a record that could not be read or saved; nothing is left then.
     pub async fn create(
         core: CoreHandle,
         wish: CreateNexus,
         store: Arc<dyn MembershipStore>,
     ) -> Result<Self, NexusError> {
         let parts = describe(&wish, core.clone())?;
+        let failed = |source| NexusError::Membership { nexus: wish.name.clone(), source };
+        let before = store.load().await.map_err(failed)?;
+        // Without notes, nobody is known to have forgotten nothing.
+        let notes = store.load_notes().await.ok().flatten().unwrap_or_default();
+        let mut notes = home::Notes::parse(&notes);
+        let members: Vec<_> = wish.children.iter().map(|c| (c.uuid, &*c.device)).collect();
+        let in_sync = home::in_sync(&members, before.as_ref(), &notes);
+        let in_sync = in_sync.ok_or_else(|| NexusError::NoSource {
+            nexus: wish.name.clone(),
+            child: wish.children[0].uri.clone(),
+        })?;
         let mut record = Record::default();
-        for child in &wish.children {
-            record.add(child.uuid, true);
+        for (child, in_sync) in wish.children.iter().zip(in_sync) {
+            record.add(child.uuid, in_sync);
+            if in_sync {
+                notes.learn(child.uuid, &*child.device);
+            }
         }
-        let saved = store.save(&record).await;
-        saved.map_err(|source| NexusError::Membership { nexus: wish.name.clone(), source })?;
+        store.save(&record).await.map_err(failed)?;
+        // Without them, more is copied after a crash.
+        let _ = store.save_notes(&notes.text()).await;
         let shared = Arc::new(Shared::new(parts));
         let nexus = Self(shared.clone());
         let started = core.call(move || async move {
@@ -76,7 +94,7 @@ impl Nexus {
             let children = wish.children.into_iter();
             let children =
                 children.map(|c| NewChild { uri: c.uri, device: c.device, uuid: c.uuid }).collect();
-            Home::start(here, shared, store, children, record, wish.size_bytes);
+            Home::start(here, shared, store, children, record, notes, wish.size_bytes);
         });
         started.await.map_err(|_| NexusError::Gone(nexus.0.name.clone()))?;
         Ok(nexus)
@@ -166,6 +184,12 @@ impl Nexus {
     pub async fn pause_rebuild(&self, uri: &str, pause: bool) -> Result<(), NexusError> {
         let uri = uri.to_owned();
         self.at_home(async move |h| h.pause_rebuild(&uri, pause)).await
+    }
+
+    /// Puts a mark on the children, as the nexus does by itself every ten seconds while hosts write. False when there are not two
+    /// in sync that have marks, or one of them left meanwhile.
+    pub async fn mark(&self) -> Result<bool, NexusError> {
+        self.at_home(async |h| Ok(h.mark().await)).await
     }
 
     /// The figures of a child's rebuild.

@@ -10,7 +10,7 @@ use aio::{BlockDevice, Core, DeviceError, IoStatus};
 
 use super::inner::{Gate, Inner};
 use super::link::Link;
-use super::slot::Step;
+use super::slot::{Slot, Step};
 use crate::child::{MAX_CHILDREN, Mask, places};
 use crate::dirty::Logs;
 use crate::layout;
@@ -113,6 +113,15 @@ pub(crate) async fn quiet(peer: PeerId) {
     }
 }
 
+/// Resolves when every change that a channel of this core had begun when it was called has ended, well or not.
+pub(crate) async fn passed(peer: PeerId) {
+    let core = Core::current().expect("invariant: calls run on a core");
+    let Some(begun) = find(peer).map(|inner| inner.borrow().changes()) else { return };
+    while find(peer).is_some_and(|inner| inner.borrow().has_any(&begun)) {
+        core.sleep(LOOK_EVERY).await;
+    }
+}
+
 /// Resolves when a channel of this core has nothing of the child at `place` any more.
 pub(crate) async fn gone(peer: PeerId, place: usize) {
     let core = Core::current().expect("invariant: calls run on a core");
@@ -144,6 +153,22 @@ pub(crate) async fn apply(peer: PeerId, table: Table) -> Result<(), OpenFailed> 
 }
 
 impl Inner {
+    /// Changes that the children may have: slot and use of it.
+    fn changes(&self) -> Vec<(u32, u32)> {
+        let begun = |(_, slot): &(usize, &Slot)| slot.used && !slot.waits && slot.step != Step::Read;
+        let slots = self.slots.iter().enumerate().filter(begun);
+        slots.map(|(index, slot)| (index as u32, slot.generation)).collect()
+    }
+
+    /// Whether one of `changes` goes on.
+    fn has_any(&self, changes: &[(u32, u32)]) -> bool {
+        let goes_on = |&(index, generation): &(u32, u32)| {
+            let slot = &self.slots[index as usize];
+            slot.used && slot.generation == generation
+        };
+        changes.iter().any(goes_on)
+    }
+
     fn adopt(&mut self, table: &Table) {
         let members = table.devices.iter().fold(0, |mask: Mask, (place, _)| mask | 1 << place);
         for place in places(!members) {

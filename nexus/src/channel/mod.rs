@@ -21,7 +21,7 @@ mod inner;
 mod link;
 mod slot;
 
-pub(crate) use apply::{OpenFailed, PeerId, Table, Verdict, apply, freeze, gone, quiet};
+pub(crate) use apply::{OpenFailed, PeerId, Table, Verdict, apply, freeze, gone, passed, quiet};
 pub(crate) use fan::is_gone;
 pub(crate) use inner::Gate;
 

@@ -43,6 +43,7 @@ impl Home {
                 state: ChildState::OutOfSync,
                 fault_time: None,
                 log: None,
+                written: self.note_writes(),
                 job: None,
                 leaving: std::cell::Cell::new(0),
                 events: None,
@@ -50,6 +51,11 @@ impl Home {
         }
         self.watch(place);
         self.join(place).await
+    }
+
+    /// A map of what hosts change from now on, for a child that is to become a member.
+    pub(super) fn note_writes(&self) -> Option<Arc<DirtyMap>> {
+        Some(Arc::new(DirtyMap::clean(self.shared.size(), self.shared.geometry.block_bytes)))
     }
 
     fn check_fits(&self, new: &NewChild) -> Result<(), NexusError> {
@@ -230,6 +236,7 @@ impl Home {
             child.fault_time = None;
             child.state = if returns { ChildState::Online } else { ChildState::OutOfSync };
             child.log = known.filter(|_| !returns);
+            child.written = self.note_writes().filter(|_| !returns);
             if returns {
                 home.life = Life::Open;
             }
@@ -266,7 +273,7 @@ impl Home {
         self.check_open("rebuild a child of")?;
         let place = self.place_of(uri)?;
         let (nexus, child) = (self.name(), uri.to_owned());
-        if self.source_for(place).is_none() {
+        if self.sources_for(place).is_empty() {
             return Err(NexusError::NoSource { nexus, child });
         }
         let job = {
@@ -280,10 +287,14 @@ impl Home {
                 return Err(NexusError::ChildState { op, nexus, child, state });
             }
             let (size, block_bytes) = (self.shared.size(), self.shared.geometry.block_bytes);
-            let known = target.log.take();
-            let is_partial = known.is_some();
-            let map = known.map_or_else(|| Arc::new(DirtyMap::all(size, block_bytes)), |(map, _)| map);
-            let job = Rc::new(Job::new(place, child, map, is_partial, block_bytes, size.0));
+            // A map of before a resize does not tell of what came after its end.
+            let noted = target.written.clone().filter(|map| map.size() == size);
+            let written = noted.unwrap_or_else(|| Arc::new(DirtyMap::all(size, block_bytes)));
+            let job = Rc::new(Job::new(place, child, written, block_bytes, size.0));
+            if let Some((map, _)) = target.log.take() {
+                job.map.merge(&map);
+                job.planned(true);
+            }
             target.job = Some(job.clone());
             job
         };
@@ -293,32 +304,39 @@ impl Home {
 
     /// Copies what is left of the job, from a child that has everything. False when there is none.
     fn copy(self: &Rc<Self>, job: Rc<Job>) -> bool {
-        let Some(source) = self.source_for(job.place) else { return false };
-        let (from, to) = {
+        let sources = self.sources_for(job.place);
+        let to = {
             let state = self.state.borrow();
-            let (Some(from), Some(to)) = (&state.children[source], &state.children[job.place]) else {
-                return false;
-            };
-            job.read_from(source, from.uri.clone());
-            (from.device.clone(), to.device.clone())
+            let from = sources.first().and_then(|(place, _)| state.children[*place].as_ref());
+            let (Some(from), Some(to)) = (from, &state.children[job.place]) else { return false };
+            job.read_from(sources[0].0, from.uri.clone());
+            to.device.clone()
         };
         let home = self.clone();
         // Detached: the job says how it fares.
         drop(self.core.spawn(async move {
-            let copied = rebuild::run(home.core.clone(), home.shared.clone(), job.clone(), from, to).await;
+            if job.state() == RebuildState::Init {
+                job.set_state(RebuildState::Running);
+            }
+            if !job.is_planned() {
+                home.plan(&job, &*sources[0].1, &*to).await;
+            }
+            let (core, shared) = (home.core.clone(), home.shared.clone());
+            let copied = rebuild::run(core, shared, job.clone(), sources, to).await;
             home.rebuilt(&job, copied.is_ok()).await;
         }));
         true
     }
 
-    /// The child to copy from: a local one, if there is one.
-    fn source_for(&self, place: usize) -> Option<usize> {
+    /// The children to copy from: local ones first.
+    fn sources_for(&self, place: usize) -> Vec<(usize, Arc<dyn BlockDevice>)> {
         let state = self.state.borrow();
-        let online = |p: &&usize| {
-            **p != place && state.children[**p].as_ref().is_some_and(|c| c.state == ChildState::Online)
-        };
-        let far = |p: &&usize| state.children[**p].as_ref().is_none_or(|c| !layout::is_local(&*c.device));
-        state.order.iter().filter(online).min_by_key(far).copied()
+        let others = state.order.iter().filter(|p| **p != place);
+        let children = others.filter_map(|p| Some((*p, state.children[*p].as_ref()?)));
+        let online = children.filter(|(_, c)| c.state == ChildState::Online);
+        let mut sources: Vec<_> = online.map(|(p, c)| (p, c.device.clone())).collect();
+        sources.sort_by_key(|(_, device)| !layout::is_local(&**device));
+        sources
     }
 
     /// The copying has ended.
@@ -345,19 +363,56 @@ impl Home {
         let uuid = self.state.borrow().children[place].as_ref().map(|c| c.uuid).unwrap_or_default();
         record.set_healthy(uuid, true);
         if well && self.save(record).await.is_ok() {
+            self.learn(place).await;
             job.set_state(RebuildState::Completed);
             if let Some(child) = self.state.borrow_mut().children[place].as_mut() {
                 child.state = ChildState::Online;
+                child.written = None;
             }
             // Its channels are open, so none fails to open.
             let table = self.table(Verdict::Settle);
             let _ = self.apply(&table).await;
+            // From now on it has a past in common with the others again.
+            self.mark_soon();
             return;
         }
         job.set_state(RebuildState::Failed);
         self.freeze().await;
         self.mark_out(place, ChildState::Faulted(Fault::RebuildFailed));
         self.settle(Verdict::Settle).await;
+    }
+
+    /// The child at `place` is in sync: notes its incarnation.
+    async fn learn(&self, place: usize) {
+        let (uuid, device) = {
+            let state = self.state.borrow();
+            let Some(child) = &state.children[place] else { return };
+            (child.uuid, child.device.clone())
+        };
+        let mut notes = self.notes.borrow().clone();
+        notes.learn(uuid, &*device);
+        if *self.notes.borrow() != notes {
+            self.notes.replace(notes.clone());
+            // Without it, this child is taken for one that forgot something: more is copied one day.
+            let _ = self.store.save_notes(&notes.text()).await;
+        }
+    }
+
+    /// Rebuilds the members that are not in sync, when the nexus begins.
+    pub(super) fn bring_into_sync(self: &Rc<Self>) {
+        let home = self.clone();
+        // Detached: the rebuilds say how they fare.
+        drop(self.core.spawn(async move {
+            let lacking: Vec<String> = {
+                let state = home.state.borrow();
+                let lacking = state.children.iter().flatten().filter(|c| c.state == ChildState::OutOfSync);
+                lacking.map(|c| c.uri.clone()).collect()
+            };
+            for uri in lacking {
+                // One that was begun by a request, or cannot be, is not this one's.
+                let _ = home.start_rebuild(&uri).await;
+            }
+        }));
     }
 
     fn job_at(&self, place: usize) -> Option<Rc<Job>> {
@@ -479,6 +534,8 @@ impl Home {
         if clean {
             self.quiet().await;
             clean = self.flush_children().await;
+            // The next nexus may have it in common with a child that is away then.
+            self.mark().await;
         }
         let jobs: Vec<_> =
             self.state.borrow().children.iter().flatten().filter_map(|c| c.job.clone()).collect();

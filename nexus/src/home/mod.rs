@@ -2,16 +2,22 @@
 //!
 //! - `Home` (this file): the state, and the ways to it from channels on any core.
 //! - `retire`: what happens when children fail: the order that keeps acknowledged writes.
+//! - `open`: who is in sync when a nexus begins.
+//! - `marks`: places in the children's histories to ask from. - `resync`: what a child lacks.
 //! - `children`: children come, go, and come back. - `repair`: bad blocks are written anew from another child.
 //!
 //! A decision reaches a core's channel as a call that runs there between two turns ([`crate::channel`]); it is in force
 //! when every channel has answered.
 
 mod children;
+mod marks;
+mod open;
 mod repair;
+mod resync;
 mod retire;
 
 pub(crate) use children::NewChild;
+pub(crate) use open::{Notes, in_sync};
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -24,6 +30,7 @@ use aio::gate::Gate as OneAtATime;
 use aio::{BlockDevice, BlockRange, Core, CoreHandle, DeviceError, DeviceEvent, IoStatus, check};
 use uuid::Uuid;
 
+use self::marks::Rounds;
 use crate::channel::{self, Gate, OpenFailed, PeerId, Table, Verdict};
 use crate::child::{ChildInfo, ChildState, MAX_CHILDREN, Mask, NexusState};
 use crate::dirty::{DirtyMap, Logs};
@@ -55,6 +62,8 @@ pub(crate) struct Child {
     fault_time: Option<SystemTime>,
     /// What it has missed since it left, and of which incarnation it was then.
     log: Option<(Arc<DirtyMap>, u128)>,
+    /// Of a member that is not in sync: what hosts changed since it became one.
+    written: Option<Arc<DirtyMap>>,
     pub(crate) job: Option<Rc<Job>>,
     /// A channel still waits for its answers: its place is not free.
     leaving: Cell<u32>,
@@ -103,6 +112,10 @@ pub(crate) struct Home {
     bad_ranges: RefCell<Vec<(usize, BlockRange)>>,
     /// A task looks at them.
     looking: Cell<bool>,
+    rounds: RefCell<Rounds>,
+    /// How often a member has left.
+    leavings: Cell<u64>,
+    notes: RefCell<Notes>,
 }
 
 /// The home of a nexus whose home is the core at work.
@@ -158,25 +171,29 @@ pub(crate) fn detach(shared: &Arc<Shared>, id: PeerId) -> impl Future<Output = (
 }
 
 impl Home {
-    /// Makes a nexus known on `core`, the one at work. Its children are members as their states say; the record was saved.
+    /// Makes a nexus known on `core`, the one at work. All its children are members, and in sync as the record says, which was
+    /// saved; the others are rebuilt.
     pub(crate) fn start(
         core: Core,
         shared: Arc<Shared>,
         store: Arc<dyn MembershipStore>,
         children: Vec<NewChild>,
         record: Record,
+        notes: Notes,
         requested_bytes: u64,
     ) -> Rc<Self> {
         let mut places = [const { None }; MAX_CHILDREN];
         let order = (0..children.len()).collect();
+        let map = Arc::new(DirtyMap::clean(shared.size(), shared.geometry.block_bytes));
         for (place, child) in children.into_iter().enumerate() {
             places[place] = Some(Child {
                 uri: child.uri,
                 device: child.device,
                 uuid: child.uuid,
-                state: ChildState::Online,
+                state: if record.is_healthy(child.uuid) { ChildState::Online } else { ChildState::OutOfSync },
                 fault_time: None,
                 log: None,
+                written: (!record.is_healthy(child.uuid)).then(|| map.clone()),
                 job: None,
                 leaving: Cell::new(0),
                 events: None,
@@ -200,9 +217,14 @@ impl Home {
             failures: RefCell::default(),
             bad_ranges: RefCell::default(),
             looking: Cell::new(false),
+            rounds: RefCell::default(),
+            leavings: Cell::new(0),
+            notes: RefCell::new(notes),
         });
         HOMES.with_borrow_mut(|h| h.insert(home.shared.uuid, home.clone()));
         (0..MAX_CHILDREN).for_each(|place| home.watch(place));
+        home.start_marking();
+        home.bring_into_sync();
         home
     }
 
@@ -304,6 +326,9 @@ impl Home {
             let Some(child) = child else { continue };
             if child.is_member() && matches!(state.life, Life::Open | Life::ShuttingDown) {
                 table.devices.push((place, child.device.clone()));
+                if let Some(written) = &child.written {
+                    table.logs.add(place, written.clone());
+                }
                 if child.state == ChildState::Online {
                     table.synced |= 1 << place;
                 }

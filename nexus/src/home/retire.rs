@@ -115,7 +115,9 @@ impl Home {
         // Before anything is acknowledged that this one lacks.
         state.children.iter().flatten().filter_map(|c| c.job.as_ref()).for_each(|j| j.lose_source(place));
         let peers = state.peers.clone();
+        self.leavings.set(self.leavings.get() + 1);
         let Some(child) = &mut state.children[place] else { return };
+        child.written = None;
         child.fault_time = Some(SystemTime::now());
         if !child.is_member() {
             child.state = becomes;

@@ -4,6 +4,15 @@
 //!
 //! The child gets every new write from before the copying begins. Each segment is copied under the range lock, so that a
 //! host's write comes before it, and is copied, or after it, and reaches the child by itself.
+//!
+//! # Thin stays thin
+//! What reads as zeroes is unmapped on the child, not written. What the source did not hold when it was asked is not even read,
+//! unless a host has written there since: hosts' writes are noted from before the child became a member, and looked up under the
+//! range lock.
+//!
+//! # Sources
+//! A segment that one child in sync cannot read comes from another one. None is read that was no member for a moment since
+//! this began.
 
 mod copy;
 mod history;
@@ -16,6 +25,9 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::SystemTime;
 
+use aio::BlockCount;
+
+use crate::child::Mask;
 use crate::dirty::DirtyMap;
 
 /// What a rebuild is doing.
@@ -89,11 +101,19 @@ pub(crate) struct Job {
     source: Cell<usize>,
     /// That child is no member any more: what it holds grows old.
     source_lost: Cell<bool>,
+    /// All that are no members any more since it was read from.
+    lost: Cell<Mask>,
     /// What is to be copied; what was copied is taken out.
-    pub(crate) map: Arc<DirtyMap>,
-    pub(crate) is_partial: bool,
+    pub(crate) map: DirtyMap,
+    /// Of that, what the source did not hold when it was asked: it is not read, but made to read as zeroes.
+    pub(crate) holes: DirtyMap,
+    /// What hosts changed since the child became a member.
+    pub(crate) written: Arc<DirtyMap>,
+    /// It is known what is to be copied.
+    planned: Cell<bool>,
+    is_partial: Cell<bool>,
     /// Segments at the beginning.
-    pub(crate) segments: u64,
+    segments: Cell<u64>,
     pub(crate) copied: Cell<u64>,
     state: Cell<RebuildState>,
     /// Nobody wants it any more.
@@ -110,20 +130,24 @@ impl Job {
     pub(crate) fn new(
         place: usize,
         uri: String,
-        map: Arc<DirtyMap>,
-        is_partial: bool,
+        written: Arc<DirtyMap>,
         block_bytes: u32,
         blocks_total: u64,
     ) -> Self {
+        let size = BlockCount(blocks_total);
         Self {
             place,
             uri,
             source_uri: RefCell::default(),
             source: Cell::new(usize::MAX),
             source_lost: Cell::new(false),
-            segments: map.marked(),
-            map,
-            is_partial,
+            lost: Cell::new(0),
+            map: DirtyMap::clean(size, block_bytes),
+            holes: DirtyMap::clean(size, block_bytes),
+            written,
+            planned: Cell::new(false),
+            is_partial: Cell::new(false),
+            segments: Cell::new(0),
             copied: Cell::new(0),
             state: Cell::new(RebuildState::Init),
             abandoned: Cell::new(false),
@@ -137,6 +161,18 @@ impl Job {
 
     pub(crate) fn state(&self) -> RebuildState {
         self.state.get()
+    }
+
+    /// The map says what is to be copied: only what the child lacks (`is_partial`), or everything that there is.
+    pub(crate) fn planned(&self, is_partial: bool) {
+        self.planned.set(true);
+        self.is_partial.set(is_partial);
+        self.segments.set(self.map.marked());
+    }
+
+    /// See [`planned`](Self::planned).
+    pub(crate) fn is_planned(&self) -> bool {
+        self.planned.get()
     }
 
     /// Goes on to `state`, unless it is over.
@@ -167,14 +203,21 @@ impl Job {
         self.source.set(place);
         self.source_uri.replace(uri);
         self.source_lost.set(false);
+        self.lost.set(0);
     }
 
     /// The child at `place` is no member any more.
     pub(crate) fn lose_source(&self, place: usize) {
+        self.lost.set(self.lost.get() | 1 << place);
         if self.source.get() == place {
             self.source_lost.set(true);
             self.wake();
         }
+    }
+
+    /// The child at `place` has been no member for some time since the copying from there began: it is not read.
+    pub(crate) fn has_lost(&self, place: usize) -> bool {
+        self.lost.get() & 1 << place != 0
     }
 
     pub(crate) fn has_lost_source(&self) -> bool {
@@ -203,23 +246,26 @@ impl Job {
 
     /// Percent of what was to be copied.
     pub(crate) fn progress_percent(&self) -> u32 {
-        let done = self.copied.get().min(self.segments);
-        done.saturating_mul(100).checked_div(self.segments).map_or(100, |p| p as u32)
+        let done = self.copied.get().min(self.segments.get());
+        done.saturating_mul(100)
+            .checked_div(self.segments.get())
+            .map_or(if self.is_planned() { 100 } else { 0 }, |p| p as u32)
     }
 
     pub(crate) fn stats(&self) -> RebuildStats {
+        let left = if self.is_planned() { self.segments.get() } else { u64::MAX / self.map.segment_blocks() };
         let blocks = |segments: u64| (segments * self.map.segment_blocks()).min(self.blocks_total);
         RebuildStats {
             state: self.state(),
             blocks_total: self.blocks_total,
             blocks_recovered: blocks(self.copied.get()),
-            blocks_remaining: blocks(self.segments.saturating_sub(self.copied.get())),
+            blocks_remaining: blocks(left.saturating_sub(self.copied.get())),
             progress: self.progress_percent(),
             block_size: u64::from(self.block_bytes),
             segment_blocks: self.map.segment_blocks(),
             tasks_total: copy::TASKS,
             tasks_active: self.at_work.get(),
-            is_partial: self.is_partial,
+            is_partial: self.is_partial.get(),
             start_time: self.start_time,
         }
     }

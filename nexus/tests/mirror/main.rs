@@ -1,12 +1,15 @@
 //! A nexus over simulated disks, on a virtual clock: what its children hold, and what its hosts are told.
 //!
 //! - [`world`]: a nexus, its disks, its record. - `faults`: children fail. - `order`: writes that overlap.
+//! - [`replica`]: a disk that tells what changed. - `resync`: what is copied when children come back.
 //! - `copies`: rebuilds and repairs. - `walk`: everything at random, beside a model.
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
 mod copies;
 mod faults;
 mod order;
+mod replica;
+mod resync;
 #[path = "../../../lvs/tests/rig/mod.rs"]
 mod rig;
 mod walk;

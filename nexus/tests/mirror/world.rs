@@ -2,16 +2,18 @@
 
 use std::sync::{Arc, Mutex};
 
-use aio::devices::sim::SimDisk;
+use aio::devices::sim::{Latency, SimConfig, SimDisk};
 use aio::facade::IoError;
 use aio::{BlockDevice, Descriptor, DmaBuf, IoStatus, Lba};
 use nexus::layout::DATA_OFFSET_BYTES;
 use nexus::membership::{Loading, Saving};
 use nexus::{
-    ChildInfo, ChildSpec, ChildState, CreateNexus, MembershipStore, Nexus, NexusState, Record, StoreError,
+    ChildInfo, ChildSpec, ChildState, CreateNexus, MembershipStore, Nexus, NexusError, NexusState, Record,
+    StoreError,
 };
 use uuid::Uuid;
 
+use crate::replica::Replica;
 use crate::rig::{Rig, on};
 
 pub(crate) const BLOCK: u64 = 4096;
@@ -35,6 +37,12 @@ struct Inner {
 impl Slow {
     fn with<T>(&self, work: impl FnOnce(&mut Inner) -> T) -> T {
         work(&mut self.0.lock().unwrap())
+    }
+
+    /// What is left of it when everybody who uses it dies.
+    fn left(&self) -> Self {
+        let (saved, notes) = self.with(|s| (s.saved.clone(), s.notes.clone()));
+        Self(Mutex::new(Inner { saved, notes, ..Inner::default() }))
     }
 
     /// Savings wait from now on, or go on.
@@ -100,10 +108,36 @@ impl MembershipStore for Handle {
 pub(crate) struct World {
     pub(crate) rig: Rig,
     pub(crate) disks: Vec<SimDisk>,
+    /// On the disks, if they are replicas.
+    pub(crate) replicas: Vec<Replica>,
     pub(crate) devices: Vec<Arc<dyn BlockDevice>>,
     pub(crate) nexus: Nexus,
     pub(crate) store: Arc<Slow>,
     pub(crate) host: Descriptor,
+}
+
+/// Makes a nexus, and a host of it.
+fn open(
+    rig: &Rig,
+    devices: &[Arc<dyn BlockDevice>],
+    members: &[usize],
+    store: &Arc<Slow>,
+    uuid: u128,
+) -> (Result<Nexus, NexusError>, Option<Descriptor>) {
+    let wish = CreateNexus {
+        name: "m".into(),
+        uuid: Uuid::from_u128(uuid),
+        device_uuid: Uuid::from_u128(2),
+        size_bytes: (BLOCKS + 1) * BLOCK,
+        offers: aio::Capabilities::all(),
+        children: members.iter().map(|&n| spec(n, &devices[n])).collect(),
+    };
+    let nexus = rig.run(Nexus::create(rig.home(), wish, Arc::new(Handle(store.clone()))));
+    let host = nexus.as_ref().ok().map(|nexus| {
+        let device: Arc<dyn BlockDevice> = Arc::new(nexus.clone());
+        rig.run(Descriptor::open(device)).unwrap()
+    });
+    (nexus, host)
 }
 
 pub(crate) fn uri(n: usize) -> String {
@@ -118,21 +152,51 @@ impl World {
             .map(|n| rig.disk(&format!("d{n}"), BLOCK as u32, 16, true, seed + n as u64))
             .collect();
         let devices: Vec<_> = disks.iter().map(on).collect();
-        let store = Arc::new(Slow::default());
-        let specs = (0..children).map(|n| spec(n, &devices[n])).collect();
-        let wish = CreateNexus {
-            name: "m".into(),
-            uuid: Uuid::from_u128(u128::from(seed) << 8 | 1),
-            device_uuid: Uuid::from_u128(2),
-            size_bytes: (BLOCKS + 1) * BLOCK,
-            offers: aio::Capabilities::all(),
-            children: specs,
+        Self::over(rig, disks, devices, Vec::new(), children, seed)
+    }
+
+    /// The same of replicas, on disks that are slow at times.
+    pub(crate) fn of_replicas(children: usize, more: usize, seed: u64) -> Self {
+        let rig = Rig::new();
+        let disk = |n: usize| {
+            let config = SimConfig::new(BLOCK as u32, (16 << 20) / BLOCK, seed + n as u64);
+            let latency = Latency { slow_one_in: 6, slow_ns: 2_000_000, ..config.latency };
+            rig.disk_as(SimConfig { name: format!("d{n}"), latency, ..config })
         };
-        let made = Nexus::create(rig.home(), wish, Arc::new(Handle(store.clone())));
-        let nexus = rig.run(made).unwrap();
+        let disks: Vec<SimDisk> = (0..children + more).map(disk).collect();
+        let replicas: Vec<Replica> =
+            disks.iter().enumerate().map(|(n, disk)| Replica::new(disk, seed << 4 | n as u64)).collect();
+        let devices: Vec<_> = replicas.iter().map(Replica::power_on).collect();
+        Self::over(rig, disks, devices, replicas, children, seed)
+    }
+
+    fn over(
+        rig: Rig,
+        disks: Vec<SimDisk>,
+        devices: Vec<Arc<dyn BlockDevice>>,
+        replicas: Vec<Replica>,
+        children: usize,
+        seed: u64,
+    ) -> Self {
+        let store = Arc::new(Slow::default());
+        let members: Vec<usize> = (0..children).collect();
+        let (nexus, host) = open(&rig, &devices, &members, &store, u128::from(seed) << 8 | 1);
+        let nexus = nexus.unwrap();
+        let host = host.unwrap();
         assert_eq!(nexus.size().0, BLOCKS);
-        let host = rig.run(Descriptor::open(Arc::new(nexus.clone()))).unwrap();
-        Self { rig, disks, devices, nexus, store, host }
+        Self { rig, disks, replicas, devices, nexus, store, host }
+    }
+
+    /// The process of the nexus is killed, and another one begins, with these children: another nexus, as control planes make
+    /// them, with what was recorded. Whatever the first one does from now on is nobody's.
+    pub(crate) fn crash_and_reopen(&mut self, members: &[usize], uuid: u128) -> Result<(), NexusError> {
+        let store = Arc::new(self.store.left());
+        self.store.hold(true);
+        let (nexus, host) = open(&self.rig, &self.devices, members, &store, uuid);
+        self.nexus = nexus?;
+        self.store = store;
+        self.host = host.expect("a nexus has a host");
+        Ok(())
     }
 
     pub(crate) fn buf(&self, fill: u8) -> DmaBuf {

@@ -1,0 +1,115 @@
+//! A nexus that there was before: which of its children have every acknowledged write.
+//!
+//! After an end in order, those that the record calls healthy are equal. After any other, writes that nobody was told of may be
+//! on some of them and not on others: hosts that read one and then the other would see a write and lose it again. So one of
+//! them is the source and alone serves reads, and the others get what they may lack (hazard H7). Each of them has every
+//! acknowledged write, unless it lost power: so rather one of which it is known that it did not (hazard H1).
+
+use std::collections::BTreeMap;
+
+use aio::BlockDevice;
+use uuid::Uuid;
+
+use crate::layout;
+use crate::membership::Record;
+
+/// What a nexus keeps for itself beside the record: incarnations of the children when they were last in sync.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Notes(BTreeMap<Uuid, u128>);
+
+/// What a line of them begins with.
+const INCARNATION: &str = "incarnation";
+
+impl Notes {
+    /// From text; lines that say nothing are left out.
+    pub(crate) fn parse(text: &str) -> Self {
+        let line = |line: &str| {
+            let mut words = line.split(' ');
+            let (kind, uuid, number) = (words.next()?, words.next()?, words.next()?);
+            (kind == INCARNATION).then_some(())?;
+            Some((Uuid::parse_str(uuid).ok()?, u128::from_str_radix(number, 16).ok()?))
+        };
+        Self(text.lines().filter_map(line).collect())
+    }
+
+    /// As text.
+    pub(crate) fn text(&self) -> String {
+        let line = |(uuid, number): (&Uuid, &u128)| format!("{INCARNATION} {uuid} {number:032x}\n");
+        self.0.iter().map(line).collect()
+    }
+
+    /// A child is in sync.
+    pub(crate) fn learn(&mut self, uuid: Uuid, device: &dyn BlockDevice) {
+        match device.incarnation() {
+            Some(incarnation) => self.0.insert(uuid, incarnation),
+            None => self.0.remove(&uuid),
+        };
+    }
+
+    /// A child has forgotten nothing since it was last in sync.
+    fn is_unbroken(&self, uuid: Uuid, device: &dyn BlockDevice) -> bool {
+        self.0.get(&uuid).is_some_and(|known| device.incarnation() == Some(*known))
+    }
+}
+
+/// Which of `children` are in sync, given what was recorded before. `None`: not one of them is. A record that knows none of
+/// them is that of another life of the nexus, and says nothing.
+pub(crate) fn in_sync(
+    children: &[(Uuid, &dyn BlockDevice)],
+    before: Option<&Record>,
+    notes: &Notes,
+) -> Option<Vec<bool>> {
+    let known = |record: &&Record| children.iter().any(|(uuid, _)| record.knows(*uuid));
+    let Some(before) = before.filter(known) else { return Some(vec![true; children.len()]) };
+    let healthy = |uuid: Uuid| before.is_healthy(uuid);
+    if before.clean_shutdown {
+        let synced: Vec<bool> = children.iter().map(|(uuid, _)| healthy(*uuid)).collect();
+        return synced.contains(&true).then_some(synced);
+    }
+    let candidates = children.iter().enumerate().filter(|(_, (uuid, _))| healthy(*uuid));
+    let worse = |(_, (uuid, device)): &(usize, &(Uuid, &dyn BlockDevice))| {
+        (!notes.is_unbroken(*uuid, *device), !layout::is_local(*device))
+    };
+    let (source, _) = candidates.min_by_key(worse)?;
+    Some((0..children.len()).map(|at| at == source).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn device(name: &str) -> Arc<dyn BlockDevice> {
+        aio::devices::create(&format!("malloc:///{name}?size_mb=1").parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn notes_are_text_and_back() {
+        let notes = Notes(BTreeMap::from([(Uuid::from_u128(7), 9), (Uuid::from_u128(8), u128::MAX)]));
+        assert_eq!(Notes::parse(&notes.text()), notes);
+        let text = format!("something else\nincarnation x 1\n{}incarnation\n\n", notes.text());
+        assert_eq!(Notes::parse(&text), notes);
+    }
+
+    #[test]
+    fn one_child_is_the_source_after_an_end_that_was_not_in_order() {
+        let [a, b, c] = [1, 2, 3].map(Uuid::from_u128);
+        let devices = [device("open-a"), device("open-b"), device("open-c")];
+        let children: Vec<_> = [a, b, c].into_iter().zip(devices.iter().map(|d| &**d)).collect();
+        let notes = Notes::default();
+        assert_eq!(in_sync(&children, None, &notes), Some(vec![true; 3]), "there was none before");
+        let mut record = Record { clean_shutdown: true, ..Record::default() };
+        record.add(a, false);
+        record.add(b, true);
+        record.add(c, true);
+        assert_eq!(in_sync(&children, Some(&record), &notes), Some(vec![false, true, true]));
+        record.clean_shutdown = false;
+        assert_eq!(in_sync(&children, Some(&record), &notes), Some(vec![false, true, false]));
+        assert_eq!(in_sync(&children[..1], Some(&record), &notes), None);
+        let stranger = (Uuid::from_u128(4), &*devices[0]);
+        let beside = [stranger, (b, &*devices[1])];
+        assert_eq!(in_sync(&beside, Some(&record), &notes), Some(vec![false, true]));
+        assert_eq!(in_sync(&[stranger], Some(&record), &notes), Some(vec![true]), "a record of others");
+    }
+}
