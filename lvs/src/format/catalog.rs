@@ -234,20 +234,43 @@ struct Head {
 
 const _: () = assert!(size_of::<Head>() == 16);
 
-/// The whole catalogue as a blob.
-pub fn encode<'a>(objects: impl IntoIterator<Item = &'a Object>) -> Result<Vec<u8>, FormatError> {
-    let mut bytes = vec![0; size_of::<Head>()];
-    let mut count = 0;
-    for object in objects {
-        object.check().map_err(|field| bad(field, bytes.len()))?;
-        append_frame(&mut bytes, object)?;
-        count += 1;
+/// The whole catalogue as a blob, object by object.
+pub struct Encoder {
+    bytes: Vec<u8>,
+    count: usize,
+}
+
+impl Default for Encoder {
+    fn default() -> Self {
+        Self { bytes: vec![0; size_of::<Head>()], count: 0 }
     }
-    at_most(What::Catalogue, "objects", count, MAX_OBJECTS)?;
-    at_most(What::Catalogue, "bytes", bytes.len(), MAX_CATALOGUE_BLOB_BYTES)?;
-    let head = Head { magic: MAGIC, version: VERSION.into(), reserved: [0; 2], count: (count as u32).into() };
-    bytes[..size_of::<Head>()].copy_from_slice(head.as_bytes());
-    Ok(bytes)
+}
+
+impl Encoder {
+    /// Adds an object.
+    pub fn push(&mut self, object: &Object) -> Result<(), FormatError> {
+        object.check().map_err(|field| bad(field, self.bytes.len()))?;
+        append_frame(&mut self.bytes, object)?;
+        self.count += 1;
+        at_most(What::Catalogue, "objects", self.count, MAX_OBJECTS)?;
+        at_most(What::Catalogue, "bytes", self.bytes.len(), MAX_CATALOGUE_BLOB_BYTES)
+    }
+
+    /// The blob.
+    pub fn finish(mut self) -> Vec<u8> {
+        let (version, count) = (VERSION.into(), (self.count as u32).into());
+        let head = Head { magic: MAGIC, version, reserved: [0; 2], count };
+        self.bytes[..size_of::<Head>()].copy_from_slice(head.as_bytes());
+        self.bytes
+    }
+}
+
+/// The whole catalogue as a blob.
+#[cfg(test)]
+pub(crate) fn encode<'a>(objects: impl IntoIterator<Item = &'a Object>) -> Result<Vec<u8>, FormatError> {
+    let mut encoder = Encoder::default();
+    objects.into_iter().try_for_each(|object| encoder.push(object))?;
+    Ok(encoder.finish())
 }
 
 /// The whole catalogue from a blob. No uuid stands in it twice, and at most one pool.

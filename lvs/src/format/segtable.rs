@@ -115,27 +115,53 @@ impl Raw {
     }
 }
 
-/// The table as a blob: segments of each device, in the order of their index.
-pub fn encode(members: &[Vec<Segment>]) -> Result<Vec<u8>, FormatError> {
-    let what = What::SegmentTable;
-    at_most(what, "devices", members.len(), MAX_MEMBERS)?;
-    let head = Head {
-        magic: MAGIC,
-        version: VERSION.into(),
-        members: (members.len() as u16).into(),
-        reserved: [0; 4],
-    };
-    let segments: usize = members.iter().map(Vec::len).sum();
-    let mut bytes = Vec::with_capacity(size_of::<Head>() + members.len() * 4 + segments * size_of::<Raw>());
-    bytes.extend_from_slice(head.as_bytes());
-    for member in members {
-        at_most(what, "segments of a device", member.len(), MAX_SEGMENTS as usize)?;
-        bytes.extend_from_slice(&(member.len() as u32).to_le_bytes());
+/// The table as a blob, segment by segment: those of each device, in the order of their index.
+pub struct Encoder {
+    bytes: Vec<u8>,
+    left: usize,
+}
+
+impl Encoder {
+    /// Of devices that have so many segments.
+    pub fn new(lengths: &[u32]) -> Result<Self, FormatError> {
+        let what = What::SegmentTable;
+        at_most(what, "devices", lengths.len(), MAX_MEMBERS)?;
+        let members = (lengths.len() as u16).into();
+        let head = Head { magic: MAGIC, version: VERSION.into(), members, reserved: [0; 4] };
+        let left: usize = lengths.iter().map(|&len| len as usize).sum();
+        let len_bytes = size_of::<Head>() + lengths.len() * 4 + left * size_of::<Raw>();
+        let mut bytes = Vec::with_capacity(len_bytes);
+        bytes.extend_from_slice(head.as_bytes());
+        for &len in lengths {
+            at_most(what, "segments of a device", len as usize, MAX_SEGMENTS as usize)?;
+            bytes.extend_from_slice(&len.to_le_bytes());
+        }
+        Ok(Self { bytes, left })
     }
-    for segment in members.iter().flatten() {
-        bytes.extend_from_slice(Raw::of(segment).as_bytes());
+
+    /// Adds the next segment.
+    pub fn push(&mut self, segment: &Segment) {
+        self.bytes.extend_from_slice(Raw::of(segment).as_bytes());
+        self.left = self.left.wrapping_sub(1);
     }
-    Ok(bytes)
+
+    /// The blob. An error when there are more or fewer segments than were announced.
+    pub fn finish(self) -> Result<Vec<u8>, FormatError> {
+        let (what, at_bytes) = (What::SegmentTable, self.bytes.len());
+        match self.left {
+            0 => Ok(self.bytes),
+            _ => Err(FormatError::Value { what, field: "number of segments", at_bytes }),
+        }
+    }
+}
+
+/// The table as a blob.
+#[cfg(test)]
+fn encode(members: &[Vec<Segment>]) -> Result<Vec<u8>, FormatError> {
+    let lengths: Vec<u32> = members.iter().map(|m| m.len() as u32).collect();
+    let mut encoder = Encoder::new(&lengths)?;
+    members.iter().flatten().for_each(|segment| encoder.push(segment));
+    encoder.finish()
 }
 
 /// The table from a blob. A live count above `segment_blocks` is refused.

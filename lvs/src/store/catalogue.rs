@@ -4,6 +4,7 @@
 //! the records of the log in the same way.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -47,8 +48,8 @@ const DISK: &str = "disk";
 /// All objects of a pool.
 #[derive(Default, Debug)]
 pub(crate) struct Catalogue {
-    pub(crate) volumes: BTreeMap<Uuid, VolumeObject>,
-    pub(crate) snapshots: BTreeMap<Uuid, SnapshotObject>,
+    pub(crate) volumes: BTreeMap<Uuid, Rc<VolumeObject>>,
+    pub(crate) snapshots: BTreeMap<Uuid, Rc<SnapshotObject>>,
     /// The next line's number.
     pub(crate) next_line: u32,
     /// The newest record of the log that is in it. What a checkpoint writes is often newer than its base.
@@ -59,6 +60,23 @@ pub(crate) struct Catalogue {
     pub(crate) disks: BTreeMap<usize, String>,
     /// Changed since it was written as a whole.
     pub(crate) dirty: bool,
+}
+
+/// An object as it was when a checkpoint looked, whatever becomes of it meanwhile.
+pub(crate) enum Listed {
+    Pool(Box<PoolObject>),
+    Volume(Rc<VolumeObject>),
+    Snapshot(Rc<SnapshotObject>),
+}
+
+impl Listed {
+    pub(crate) fn object(&self) -> Object {
+        match self {
+            Self::Pool(pool) => Object::Pool((**pool).clone()),
+            Self::Volume(volume) => Object::Volume((**volume).clone()),
+            Self::Snapshot(snapshot) => Object::Snapshot((**snapshot).clone()),
+        }
+    }
 }
 
 /// A change that contradicts what is there.
@@ -90,14 +108,14 @@ impl Catalogue {
             },
             Change::Remove(id) => {
                 if let Some(v) = self.volumes.remove(&id) {
-                    self.bytes = self.bytes.saturating_sub(len_bytes(&v));
+                    self.bytes = self.bytes.saturating_sub(len_bytes(&*v));
                     if let Some(line) = lines.get_mut(v.line) {
                         line.head = false;
                         line.reserved_blocks = 0;
                         line.purge = Some(BlockNo(0));
                     }
                 } else if let Some(s) = self.snapshots.remove(&id) {
-                    self.bytes = self.bytes.saturating_sub(len_bytes(&s));
+                    self.bytes = self.bytes.saturating_sub(len_bytes(&*s));
                     if let Some(line) = lines.get_mut(s.line) {
                         line.remove_snapshot(s.epoch);
                     }
@@ -142,15 +160,15 @@ impl Catalogue {
 
     fn add_volume(&mut self, v: VolumeObject) {
         self.bytes += len_bytes(&v);
-        if let Some(old) = self.volumes.insert(v.uuid, v) {
-            self.bytes = self.bytes.saturating_sub(len_bytes(&old));
+        if let Some(old) = self.volumes.insert(v.uuid, Rc::new(v)) {
+            self.bytes = self.bytes.saturating_sub(len_bytes(&*old));
         }
     }
 
     fn add_snapshot(&mut self, s: SnapshotObject) {
         self.bytes += len_bytes(&s);
-        if let Some(old) = self.snapshots.insert(s.uuid, s) {
-            self.bytes = self.bytes.saturating_sub(len_bytes(&old));
+        if let Some(old) = self.snapshots.insert(s.uuid, Rc::new(s)) {
+            self.bytes = self.bytes.saturating_sub(len_bytes(&*old));
         }
     }
 
@@ -158,8 +176,8 @@ impl Catalogue {
     pub(crate) fn growth(&self, change: &Change) -> usize {
         let Change::Put(object) = change else { return 0 };
         let (new, old) = match &**object {
-            Object::Volume(v) => (len_bytes(v), self.volumes.get(&v.uuid).map(len_bytes)),
-            Object::Snapshot(s) => (len_bytes(s), self.snapshots.get(&s.uuid).map(len_bytes)),
+            Object::Volume(v) => (len_bytes(v), self.volumes.get(&v.uuid).map(|old| len_bytes(&**old))),
+            Object::Snapshot(s) => (len_bytes(s), self.snapshots.get(&s.uuid).map(|old| len_bytes(&**old))),
             Object::Pool(_) => (0, None),
         };
         new.saturating_sub(old.unwrap_or(0))
@@ -199,19 +217,19 @@ impl Catalogue {
         Ok(())
     }
 
-    /// All objects, for the blob of the pool with this name and with disks of these names, by index.
+    /// All objects as they are now, for the blob of the pool with this name and with disks of these names, by index.
     pub(crate) fn objects<'a>(
         &self,
         uuid: Uuid,
         name: &str,
         disks: impl Iterator<Item = (usize, &'a str)>,
-    ) -> Vec<Object> {
+    ) -> Vec<Listed> {
         let mut properties = BTreeMap::from([(APPLIED.to_owned(), self.applied.0.to_string())]);
         properties.extend(disks.map(|(index, disk)| (format!("{DISK}{index}"), disk.to_owned())));
         let pool = PoolObject { uuid, name: name.to_owned(), properties, unknown: BTreeMap::new() };
-        let volumes = self.volumes.values().cloned().map(Object::Volume);
-        let snapshots = self.snapshots.values().cloned().map(Object::Snapshot);
-        [Object::Pool(pool)].into_iter().chain(volumes).chain(snapshots).collect()
+        let volumes = self.volumes.values().cloned().map(Listed::Volume);
+        let snapshots = self.snapshots.values().cloned().map(Listed::Snapshot);
+        [Listed::Pool(Box::new(pool))].into_iter().chain(volumes).chain(snapshots).collect()
     }
 
     /// Clones of a snapshot.

@@ -5,11 +5,12 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
+use super::catalogue::Listed;
 use super::counts::Counts;
 use super::lines::Line;
 use super::log::{Marks, Stream};
 use super::member::Member;
-use super::pages::{PageReader, PageWriter};
+use super::pages::{PageReader, PageWriter, aio_yield};
 use super::superblock::anchor_members;
 use super::{DELTA_RANGES, DELTA_UPDATES, Inner, LOOK_AGAIN, Store};
 use crate::LvsError;
@@ -28,6 +29,9 @@ const NAMED_LEAST: usize = 6;
 const KEEP_FOR_PAGES: usize = 3;
 /// How long a checkpoint that did not fit waits for space.
 const RETRY: core::time::Duration = core::time::Duration::from_secs(1);
+/// Segments that are looked at, or written down, in one turn, and objects of the catalogue.
+const SEGMENTS_OF_A_TURN: u32 = 16 * 1024;
+const OBJECTS_OF_A_TURN: usize = 64;
 /// Leaves that one checkpoint looks at for versions that nobody needs, at least and at most.
 const PURGE_LEAVES: (u32, u32) = (8, 512);
 
@@ -231,6 +235,17 @@ impl Store {
     }
 }
 
+/// The catalogue as a blob. The objects are as they were, whatever becomes of them meanwhile.
+async fn encode_objects(objects: &[Listed]) -> Result<Vec<u8>, LvsError> {
+    let mut blob = catalog::Encoder::default();
+    for some in objects.chunks(OBJECTS_OF_A_TURN) {
+        let pushed = some.iter().try_for_each(|listed| blob.push(&listed.object()));
+        pushed.map_err(|source| LvsError::Encode { source })?;
+        aio_yield().await;
+    }
+    Ok(blob.finish())
+}
+
 fn open_segments(marks: &Marks) -> Vec<OpenSegment> {
     let flows = [segtable::Stream::Hot, segtable::Stream::Cold];
     let open = |(mark, stream): (&Option<Stream>, segtable::Stream)| {
@@ -276,20 +291,16 @@ impl Store {
         clean: bool,
         names: &mut Vec<SegmentId>,
     ) -> Result<Anchor, LvsError> {
-        let (catalogue, lines, mut anchor) = {
-            let inner = self.inner();
-            let wrong = |source| LvsError::Encode { source };
-            let catalogue = inner
-                .catalogue
-                .dirty
-                .then(|| catalog::encode(&inner.catalogue_objects()))
-                .transpose()
-                .map_err(wrong)?;
-            let lines = inner.line_table().encode().map_err(wrong)?;
-            (catalogue, lines, inner.anchor.clone())
+        let (objects, lines, mut anchor) = {
+            // Both of one moment: lines count what each of their snapshots has.
+            let mut inner = self.inner();
+            let dirty = core::mem::take(&mut inner.catalogue.dirty);
+            let objects = dirty.then(|| inner.catalogue_objects());
+            let lines = inner.line_table().encode().map_err(|source| LvsError::Encode { source })?;
+            (objects, lines, inner.anchor.clone())
         };
-        if let Some(bytes) = catalogue {
-            self.inner().catalogue.dirty = false;
+        if let Some(objects) = objects {
+            let bytes = encode_objects(&objects).await?;
             anchor.catalogue = writer.blob(BlobKind::Catalogue, &bytes).await?;
         }
         anchor.lines = writer.blob(BlobKind::Lines, &lines).await?;
@@ -303,12 +314,13 @@ impl Store {
             *names = inner.next_names();
             inner.space.reserve_names(names);
         }
-        let table = {
+        let lengths = {
             let inner = self.inner();
             // Together with the table that has their segments.
             anchor.members = anchor_members(&inner.members, &inner.space, &inner.anchor.members);
-            inner.space.encode().map_err(|source| LvsError::Encode { source })?
+            inner.space.lengths()
         };
+        let table = self.encode_segments(&lengths).await?;
         anchor.segments = writer.blob(BlobKind::Segments, &table).await?;
         anchor.checkpoint += 1;
         anchor.base = base;
@@ -326,6 +338,41 @@ impl Store {
         let pieces = blobs.into_iter().flat_map(|b| b.extents.iter().chain(&b.copy));
         self.inner().budget.tables = pieces.map(|piece| u64::from(piece.blocks)).sum();
         Ok(anchor)
+    }
+
+    /// The table of segments, of which devices have so many. The log opens and closes some meanwhile: it may have them as
+    /// they were or as they are, for an import looks into those that an anchor names anyway.
+    async fn encode_segments(&self, lengths: &[u32]) -> Result<Vec<u8>, LvsError> {
+        let wrong = |source| LvsError::Encode { source };
+        let mut table = segtable::Encoder::new(lengths).map_err(wrong)?;
+        for (member, &len) in lengths.iter().enumerate() {
+            for from in (0..len).step_by(SEGMENTS_OF_A_TURN as usize) {
+                let until = (from + SEGMENTS_OF_A_TURN).min(len);
+                self.inner().space.encode(member as u8, from..until, &mut table);
+                aio_yield().await;
+            }
+        }
+        table.finish().map_err(wrong)
+    }
+
+    /// Finds what nothing refers to since checkpoint `anchor` is durable.
+    async fn find_unreferred(&self, anchor: &Anchor) {
+        let (held, members) = {
+            let mut inner = self.inner();
+            (inner.space.begin_to_find(anchor.checkpoint, &held_by(anchor)), inner.members.len() as u8)
+        };
+        for member in 0..members {
+            let mut from = 0;
+            while self.inner().space.find_unreferred(
+                member,
+                from..from + SEGMENTS_OF_A_TURN,
+                anchor.base,
+                &held,
+            ) {
+                from += SEGMENTS_OF_A_TURN;
+                aio_yield().await;
+            }
+        }
     }
 
     /// Writes the anchor's two copies to every device.
@@ -370,7 +417,7 @@ impl Store {
 
     /// The anchor is durable: what only older ones refer to becomes free, once no read points there any more.
     async fn settle(&self, anchor: &Anchor) {
-        let old = {
+        {
             let mut inner = self.inner();
             let inner = &mut *inner;
             inner.checkpoint = anchor.checkpoint;
@@ -379,8 +426,11 @@ impl Store {
             inner.space.names_durable(&anchor.next);
             inner.log.named_more();
             inner.hold_aside(anchor.base.next());
-            inner.space.checkpoint_durable(anchor.checkpoint, anchor.base, &held_by(anchor));
             inner.budget.victims.clear();
+        }
+        self.find_unreferred(anchor).await;
+        let old = {
+            let mut inner = self.inner();
             let old = inner.phase;
             inner.phase ^= 1;
             old

@@ -443,11 +443,11 @@ impl Inner {
     }
 
     pub(crate) fn volume(&self, uuid: Uuid) -> Result<&VolumeObject, LvsError> {
-        self.catalogue.volumes.get(&uuid).ok_or_else(|| self.not_found("volume", uuid))
+        self.catalogue.volumes.get(&uuid).map(|v| &**v).ok_or_else(|| self.not_found("volume", uuid))
     }
 
     pub(crate) fn snapshot(&self, uuid: Uuid) -> Result<&SnapshotObject, LvsError> {
-        self.catalogue.snapshots.get(&uuid).ok_or_else(|| self.not_found("snapshot", uuid))
+        self.catalogue.snapshots.get(&uuid).map(|s| &**s).ok_or_else(|| self.not_found("snapshot", uuid))
     }
 
     fn not_found(&self, what: &'static str, uuid: Uuid) -> LvsError {

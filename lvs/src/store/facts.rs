@@ -2,17 +2,19 @@
 
 use core::time::Duration;
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::time::SystemTime;
 
 use aio::{Descriptor, Geometry};
 use uuid::Uuid;
 
 use super::Inner;
+use super::catalogue::Listed;
 use super::log::Stream;
 use super::write::MAX_PAYLOAD_BLOCKS;
 use crate::LvsError;
 use crate::format::anchor::MemberState;
-use crate::format::catalog::{Change, Object, SnapshotObject, VolumeObject};
+use crate::format::catalog::{Change, SnapshotObject, VolumeObject};
 use crate::info::{
     DiskErrors, DiskInfo, DiskState, PoolInfo, SnapshotInfo, VolumeInfo, VolumeProperties, Written,
 };
@@ -105,7 +107,7 @@ impl Inner {
     }
 
     /// Everything that the catalogue has.
-    pub(super) fn catalogue_objects(&self) -> Vec<Object> {
+    pub(super) fn catalogue_objects(&self) -> Vec<Listed> {
         let disks = self.members.iter().enumerate().filter(|(_, m)| !m.absent);
         let disks = disks.map(|(index, m)| (index, m.device.name()));
         self.catalogue.objects(self.uuid, &self.name, disks)
@@ -291,7 +293,7 @@ impl Inner {
                 older += own;
             }
         }
-        let describe = |s: &SnapshotObject| {
+        let describe = |s: &Rc<SnapshotObject>| {
             let held = held.get(&(s.line, s.epoch)).copied().unwrap_or_default();
             describe_snapshot(s, held, clones.get(&s.uuid).copied().unwrap_or(0), self.source_of(s))
         };

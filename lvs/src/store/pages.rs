@@ -331,9 +331,12 @@ impl PageWriter {
         let checkpoint = self.store().inner().checkpoint + 1;
         let (mut extents, mut copy) = (Vec::new(), Vec::new());
         let mut whole_copy = true;
+        let mut whole = Digest::new();
         for (index, piece) in bytes.chunks(BLOCK).enumerate() {
             let mut digest = Digest::new();
             digest.update(piece);
+            // Not all of it at once: tables are megabytes.
+            whole.update(piece);
             digest.update(&[0; BLOCK][piece.len()..]);
             let note = PageNote::Blob { kind, checkpoint, index: index as u64, crc: digest.value() };
             extend(&mut extents, self.block(ORIGINALS, piece, &note).await?);
@@ -347,7 +350,7 @@ impl PageWriter {
         if !whole_copy || copy.len() > MAX_BLOB_EXTENTS {
             copy.clear();
         }
-        Ok(BlobPtr { len_bytes: bytes.len() as u64, crc: crc32c(bytes), extents, copy })
+        Ok(BlobPtr { len_bytes: bytes.len() as u64, crc: whole.value(), extents, copy })
     }
 }
 

@@ -261,6 +261,8 @@ impl Space {
     /// Opens a free segment for pages: not on device `but` while another one has any. When none is free, one that the log
     /// was to open: better that the log waits.
     pub(crate) fn open_pages(&mut self, but: Option<u8>) -> Option<SegmentId> {
+        // Not a look at all of them where there is no other device.
+        let but = but.filter(|_| self.members.len() > 1);
         let at = self.free.iter().position(|id| Some(id.member()) != but).unwrap_or(0);
         let id = self.free.remove(at).or_else(|| self.named.pop_back())?;
         let now = self.now;
@@ -390,22 +392,48 @@ impl Space {
         }
     }
 
-    /// The checkpoint with this base is durable: what it does not refer to leaves. Returns how many segments do. `held`
-    /// are addresses of its tables, which are not counted either.
-    pub(crate) fn checkpoint_durable(&mut self, checkpoint: u64, base: Seq, held: &[Pba]) -> usize {
-        self.now = checkpoint as u32;
-        let held: Vec<SegmentId> = held.iter().filter_map(|&pba| self.segment_of(pba)).collect();
-        let mut found = Vec::new();
-        for (id, s) in self.iter() {
+    /// The checkpoint with this base is durable: what it does not refer to leaves, of some of the segments of a device. Returns
+    /// whether there are more behind them. `held`: see [`begin_to_find`](Self::begin_to_find).
+    pub(crate) fn find_unreferred(
+        &mut self,
+        member: u8,
+        indices: Range<u32>,
+        base: Seq,
+        held: &[SegmentId],
+    ) -> bool {
+        let segments = self.members.get(usize::from(member)).map_or(&[][..], |m| &m.segments);
+        let end = segments.len().min(indices.end as usize);
+        for index in indices.start..end as u32 {
+            let s = &segments[index as usize];
             let holds = matches!(s.state, State::Log | State::Pages);
-            let referred = s.live > 0 || s.newest > base || held.contains(&id);
-            if holds && !referred && !self.leaving.contains(&id) {
-                found.push(id);
+            if !holds || s.live > 0 || s.newest > base {
+                continue;
+            }
+            let id = SegmentId::new(member, index);
+            if held.binary_search(&id).is_err() {
+                self.leaving.push(id);
             }
         }
-        let count = found.len();
-        self.leaving.extend(found);
-        count
+        end < segments.len()
+    }
+
+    /// [`find_unreferred`](Self::find_unreferred) for all segments at once, after checkpoint `checkpoint`. Returns how many leave.
+    pub(crate) fn checkpoint_durable(&mut self, checkpoint: u64, base: Seq, held: &[Pba]) -> usize {
+        let (held, before) = (self.begin_to_find(checkpoint, held), self.leaving.len());
+        for member in 0..self.members.len() as u8 {
+            self.find_unreferred(member, 0..u32::MAX, base, &held);
+        }
+        self.leaving.len() - before
+    }
+
+    /// Checkpoint `checkpoint` is durable. The segments of its tables, which stand at `held`, and those that were found
+    /// before; sorted.
+    pub(crate) fn begin_to_find(&mut self, checkpoint: u64, held: &[Pba]) -> Vec<SegmentId> {
+        self.now = checkpoint as u32;
+        let mut held: Vec<SegmentId> = held.iter().filter_map(|&pba| self.segment_of(pba)).collect();
+        held.extend(&self.leaving);
+        held.sort_unstable();
+        held
     }
 
     /// No read that began before the last [`checkpoint_durable`](Self::checkpoint_durable) is in flight: what it found is free.
@@ -472,8 +500,13 @@ impl Space {
         }
     }
 
-    /// The table, as it goes to the disks.
-    pub(crate) fn encode(&self) -> Result<Vec<u8>, FormatError> {
+    /// How many segments each device has, for the table that goes to the disks.
+    pub(crate) fn lengths(&self) -> Vec<u32> {
+        self.members.iter().map(|m| m.segments.len() as u32).collect()
+    }
+
+    /// Adds some of the segments of a device to that table, as they are now.
+    pub(crate) fn encode(&self, member: u8, indices: Range<u32>, table: &mut segtable::Encoder) {
         let stored = |s: &Segment| segtable::Segment {
             live_blocks: s.live,
             generation: s.uses,
@@ -485,9 +518,8 @@ impl Space {
             },
             age: s.age,
         };
-        let members: Vec<Vec<_>> =
-            self.members.iter().map(|m| m.segments.iter().map(stored).collect()).collect();
-        segtable::encode(&members)
+        let range = indices.start as usize..indices.end as usize;
+        self.member(member)[range].iter().map(stored).for_each(|segment| table.push(&segment));
     }
 
     /// Takes in the table of a checkpoint.
