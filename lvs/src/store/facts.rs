@@ -193,8 +193,14 @@ impl Inner {
         for (index, m) in self.members.iter().enumerate() {
             // Only once that is durable: an import has to find it.
             let durable = self.anchor.members.get(index).map_or(m.state, |listed| listed.state);
-            let begun = m.state == MemberState::Evacuating && durable != MemberState::Evacuating;
-            let state = match (if begun { MemberState::Active } else { m.state }, m.absent) {
+            let state = match (m.state, durable) {
+                (MemberState::Evacuating, MemberState::Active) => MemberState::Active,
+                (MemberState::Removed, MemberState::Active | MemberState::Evacuating) => {
+                    MemberState::Evacuating
+                }
+                (state, _) => state,
+            };
+            let state = match (state, m.absent) {
                 (MemberState::Removed, _) => continue,
                 (_, true) => DiskState::Missing,
                 (MemberState::Evacuating, false) => DiskState::Evacuating,
