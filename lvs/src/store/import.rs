@@ -356,9 +356,6 @@ impl Store {
                 inner.space.close(id, State::Log);
             }
         }
-        for stream in &anchor.open {
-            inner.space.close(stream.segment, State::Log);
-        }
         Ok(())
     }
 
