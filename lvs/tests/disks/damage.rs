@@ -170,3 +170,36 @@ fn a_volume_without_a_readable_map_is_write_protected_before_there_is_too_much()
     (0..3).for_each(|_| rig.run(pool.checkpoint()).unwrap());
     assert_eq!(rig.run(pool.info()).unwrap().fault, None);
 }
+
+/// What is written below a map that cannot be read goes aside, and when a checkpoint finds more of it than has room there, the
+/// pool takes no more writes: nobody waits for a checkpoint that can never be made.
+#[test]
+fn a_checkpoint_that_can_never_be_made_ends_the_writes() {
+    let rig = Rig::new();
+    let disks = [rig.disk("a", 4096, 40, true, 1), rig.disk("b", 4096, 40, true, 2)];
+    let disks = [&disks[0], &disks[1]];
+    let (pool, volume) = filled(&rig, &disks);
+    crash(&rig, pool, &disks);
+    for disk in disks {
+        blocks_that(disk, 40, |block| is_map_page(block, true)).iter().for_each(|&b| disk.damage(b));
+    }
+    let pool = import(&rig, &disks).unwrap();
+    let d = open(&rig, &pool.volume(volume.uuid()).unwrap());
+    // Between two checkpoints: more ranges than there is room for.
+    for n in 0..300 {
+        let range = aio::facade::ByteRange { offset_bytes: n * 6 * BLOCK, len_bytes: 5 * BLOCK };
+        rig.run(d.unmap(&[range])).unwrap();
+    }
+    rig.run(d.flush()).unwrap();
+    rig.run(pool.checkpoint()).unwrap_err();
+    assert!(rig.run(pool.info()).unwrap().fault.is_some());
+    assert!(!try_write(&rig, &d, 0, 78));
+    rig.run(pool.checkpoint()).unwrap_err();
+    rig.run(d.close());
+    // Nothing of it is lost: the next import has it in its log.
+    crash(&rig, pool, &disks);
+    let pool = import(&rig, &disks).unwrap();
+    let d = open(&rig, &pool.volume(volume.uuid()).unwrap());
+    (0..300).for_each(|n| assert_eq!(read(&rig, &d, n * 6), Some(0)));
+    rig.run(d.close());
+}

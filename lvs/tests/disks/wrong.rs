@@ -137,3 +137,97 @@ fn h10_the_anchors_of_one_disk_are_enough() {
         }
     }
 }
+
+/// H10: the newest checkpoint is damaged wherever it stands, and what was written after it says that it was there: no silent step
+/// back to the one before.
+#[test]
+fn h10_an_older_checkpoint_is_not_taken_for_the_newest() {
+    let mut refused = 0;
+    for slot in 0..4 {
+        let rig = Rig::new();
+        let disks = [rig.disk("a", 4096, 40, true, 1), rig.disk("b", 4096, 40, true, 2)];
+        let disks = [&disks[0], &disks[1]];
+        let (pool, volume) = filled(&rig, &disks);
+        let d = open(&rig, &volume);
+        for block in 0..4 {
+            write(&rig, &d, block * 2, block + 1);
+        }
+        rig.run(d.flush()).unwrap();
+        rig.run(d.close());
+        crash(&rig, pool, &disks);
+        for (disk, copy) in [(0, 16), (0, 80), (1, 16), (1, 80)] {
+            disks[disk].flip_bit(Lba(copy + slot * 16), 700);
+        }
+        match import(&rig, &disks) {
+            Ok(pool) => assert_filled(&rig, &pool, &volume),
+            Err(error) => {
+                assert!(error.to_string().contains("its newest checkpoint was"), "slot {slot}: {error}");
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!(refused, 1, "slots that hold the newest checkpoint");
+}
+
+/// An import that is cut off does not leave a disk two checkpoints behind: the next one would take it for an older copy of
+/// itself, and without it there is none.
+#[test]
+fn h10_imports_that_are_cut_off_leave_no_disk_behind() {
+    let cut_at = |rig: &Rig, disks: &[&SimDisk], n: u64, operation: &mut dyn FnMut() -> bool| {
+        let writes = || disks.iter().map(|d| d.stats().writes).sum::<u64>();
+        let before = writes();
+        let mut ended = false;
+        while !ended && writes() - before < n {
+            ended = operation();
+        }
+        disks.iter().for_each(|d| d.cut_power());
+        // What is under way finds that out.
+        let _ = rig.run_for(2_000, std::future::pending::<()>());
+        !ended
+    };
+    let mut cuts = 0;
+    for first in 1.. {
+        let mut more = true;
+        for second in 1.. {
+            let rig = Rig::new();
+            let disks = [rig.disk("a", 4096, 40, true, first), rig.disk("b", 4096, 40, true, second)];
+            let disks = [&disks[0], &disks[1]];
+            let pool = create(&rig, &disks);
+            let volume = thin(&rig, &pool, "v", MIB);
+            let d = open(&rig, &volume);
+            (0..20).for_each(|block| write(&rig, &d, block, block + 1));
+            rig.run(d.flush()).unwrap();
+            rig.run(d.close());
+            {
+                let mut checkpoint = Box::pin(pool.checkpoint());
+                more = cut_at(&rig, &disks, first, &mut || rig.run_for(1, checkpoint.as_mut()).is_some());
+            }
+            let _ = rig.run(pool.export());
+            let mut opened = None;
+            let again = {
+                let devices = powered(&disks);
+                let mut again = Box::pin(Pool::import(rig.home(), devices, ImportPool::default()));
+                cut_at(&rig, &disks, second, &mut || {
+                    opened = rig.run_for(1, again.as_mut()).map(Result::unwrap);
+                    opened.is_some()
+                })
+            };
+            if let Some(pool) = opened {
+                let _ = rig.run(pool.export());
+            }
+            cuts += 1;
+            let pool =
+                import(&rig, &disks).unwrap_or_else(|e| panic!("cut at {first}, then at {second}: {e}"));
+            let d = open(&rig, &pool.volume(volume.uuid()).unwrap());
+            (0..20).for_each(|block| assert_eq!(read(&rig, &d, block), Some(block + 1)));
+            rig.run(d.close());
+            if !again {
+                break;
+            }
+        }
+        if !more {
+            break;
+        }
+    }
+    assert!(cuts > 30, "{cuts}");
+}
