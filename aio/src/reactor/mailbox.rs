@@ -139,6 +139,11 @@ impl Mailbox {
         true
     }
 
+    /// Something came, or somebody asked for a turn, since the last [`drain`](Self::drain).
+    pub(super) fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::SeqCst)
+    }
+
     /// Announces that the core goes to sleep; false = do not, something came.
     pub(super) fn begin_sleep(&self) -> bool {
         self.sleeping.store(true, Ordering::SeqCst);

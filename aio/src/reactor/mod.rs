@@ -304,6 +304,8 @@ impl Reactor {
     pub fn prepare(&mut self) -> Sleep {
         let _entered = Entered::new(&self.core);
         match self.prepare_sleep(self.core.now()) {
+            // As `sleep` finds when it announces itself.
+            _ if self.core.0.shared.mailbox().is_pending() => Sleep::KeepPolling,
             None => Sleep::KeepPolling,
             Some(None) => Sleep::Armed,
             Some(Some(until)) => Sleep::Until(until),

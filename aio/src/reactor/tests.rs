@@ -539,3 +539,16 @@ fn an_ending_reactor_drops_what_the_drops_spawn() {
     drop(r);
     assert_eq!(Rc::strong_count(&mark), 1);
 }
+
+/// Bug: a loop of its own was told to sleep although another core had just woken one of this core's tasks.
+#[test]
+fn preparing_finds_what_came_since_the_last_turn() {
+    let mut reactor = Reactor::new(ReactorConfig { pin: false, ..ReactorConfig::new(CoreId(3)) }).unwrap();
+    while reactor.turn() == Turn::Busy {}
+    assert_eq!(reactor.prepare(), Sleep::Armed);
+    reactor.core().handle().wake();
+    assert_eq!(reactor.prepare(), Sleep::KeepPolling);
+    reactor.turn();
+    while reactor.turn() == Turn::Busy {}
+    assert_eq!(reactor.prepare(), Sleep::Armed);
+}

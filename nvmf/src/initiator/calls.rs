@@ -171,7 +171,7 @@ impl Calls {
         if let Some(mut queue) = driver.queue.take() {
             // What was issued before still goes out, as far as it fits.
             queue.kick();
-            queue.fail(fault);
+            queue.close(fault);
         }
         for call in driver.calls.iter_mut().flatten() {
             call.answer.get_or_insert(Err(fault));

@@ -8,6 +8,7 @@ use nvme::fabrics::{ConnectData, ConnectResult, ConnectSqe, PropertySqe};
 use nvme::property::PropertyOffset;
 use nvme::{Cntlid, Cqe, Qid, Sqe, Status};
 
+use super::board::Lease;
 use super::calls::Calls;
 use super::error::{Error, PeerFault};
 use super::options::Options;
@@ -33,6 +34,7 @@ pub(super) async fn open_queue(core: &Core, options: &Options, entries: u16) -> 
         header_digest: options.header_digest,
         data_digest: options.data_digest,
         timeout: options.admin_timeout,
+        grace: Duration::ZERO,
         connect_timeout: options.connect_timeout,
     };
     let calls = Calls::start(core, stream, &config);
@@ -79,6 +81,39 @@ pub(super) async fn connect_queue(
         return Err(Error::Refused { op, addr: options.addr, status: Status::AUTHENTICATION_REQUIRED });
     }
     Ok(result)
+}
+
+/// How often a Connect is tried on a queue that the target has not given up yet, and the pause between.
+const QUEUE_ATTEMPTS: u32 = 20;
+const QUEUE_PAUSE: Duration = Duration::from_millis(10);
+
+/// Connects the I/O queue of `lease` on the core that runs this.
+pub(super) async fn open_io_queue(core: &Core, options: &Options, lease: &Lease) -> Result<Calls, Error> {
+    let association = &lease.association;
+    let mut attempt = 0;
+    loop {
+        let calls = open_queue(core, options, association.entries).await?;
+        match connect_queue(&calls, options, lease.qid, association.entries, association.cntlid).await {
+            Ok(_) => return Ok(calls),
+            // The target may still hold the queue that had this number before.
+            Err(Error::Refused { status, .. }) if attempt < QUEUE_ATTEMPTS && in_use(status) => {
+                calls.close(PeerFault::Closed);
+                attempt += 1;
+                core.sleep(QUEUE_PAUSE).await;
+            }
+            Err(error) => {
+                calls.close(PeerFault::Closed);
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// A Connect was refused because of a queue that exists.
+fn in_use(status: Status) -> bool {
+    [Status::CONNECT_INVALID_PARAMETERS, Status::CONNECT_CONTROLLER_BUSY, Status::SEQUENCE_ERROR]
+        .iter()
+        .any(|s| status.is(*s))
 }
 
 /// Property Get.

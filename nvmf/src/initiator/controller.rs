@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use aio::reactor::{Core, JoinHandle};
+use nvme::admin::Abort;
 use nvme::aen::AsyncEvent;
 use nvme::feature::{Fid, Oaes, QueueCounts, SetFeatures};
 use nvme::identify::{
@@ -13,16 +14,20 @@ use nvme::identify::{
     NvmIdentifyController,
 };
 use nvme::log::GetLogPage;
-use nvme::property::{Cap, PropertyOffset};
-use nvme::{AdminOpcode, Cntlid, Nqn, Nsid, Sqe, Status};
+use nvme::property::{Cap, Cc, Csts, PropertyOffset};
+use nvme::vendor::EndAssociation;
+use nvme::{AdminOpcode, Cid, Cntlid, Nqn, Nsid, NvmOpcode, Qid, Sqe, Status};
 
 use super::calls::Calls;
-use super::connect::{ADMIN_ENTRIES, connect_queue, enable, open_queue, run, set_property};
+use super::connect::{ADMIN_ENTRIES, connect_queue, enable, get_property, open_queue, run, set_property};
 use super::error::{Error, PeerFault};
 use super::options::Options;
 
 /// Most bytes that one passthrough command may transfer.
 pub const MAX_ADMIN_BYTES: usize = 1 << 20;
+
+/// Pause between two questions whether the controller has shut down.
+const SHUTDOWN_PAUSE: Duration = Duration::from_millis(5);
 
 /// Least time between two keep alives.
 const MIN_KEEP_ALIVE: Duration = Duration::from_millis(100);
@@ -45,15 +50,18 @@ pub struct AdminRequest {
 impl AdminRequest {
     /// The command of an SQE, and its data.
     pub fn new(sqe: &Sqe, data: Vec<u8>) -> Self {
-        let dwords = [&sqe.cdw10, &sqe.cdw11, &sqe.cdw12, &sqe.cdw13, &sqe.cdw14, &sqe.cdw15];
         Self {
             opcode: sqe.admin_opcode(),
             nsid: sqe.nsid(),
             cdw2_3: [sqe.cdw2.get(), sqe.cdw3.get()],
-            cdw10_15: dwords.map(|d| d.get()),
+            cdw10_15: dwords(sqe),
             data,
         }
     }
+}
+
+fn dwords(sqe: &Sqe) -> [u32; 6] {
+    [&sqe.cdw10, &sqe.cdw11, &sqe.cdw12, &sqe.cdw13, &sqe.cdw14, &sqe.cdw15].map(|d| d.get())
 }
 
 /// The answer to an [`AdminRequest`].
@@ -63,6 +71,63 @@ pub struct AdminReply {
     pub result: u64,
     /// What was received (or sent).
     pub data: Vec<u8>,
+}
+
+/// An I/O command as a whole: for what has no opcode in the block-device contract (reservations, for example). The
+/// namespace is that of the device.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IoRequest {
+    /// Opcode. Its low two bits say which way the data goes.
+    pub opcode: NvmOpcode,
+    /// Command dwords 10 to 15.
+    pub cdw10_15: [u32; 6],
+    /// Data to send, or as many zeroes as may be received; at most [`MAX_ADMIN_BYTES`].
+    pub data: Vec<u8>,
+}
+
+impl IoRequest {
+    /// The command of an SQE, and its data.
+    pub fn new(sqe: &Sqe, data: Vec<u8>) -> Self {
+        Self { opcode: sqe.nvm_opcode(), cdw10_15: dwords(sqe), data }
+    }
+
+    /// Runs it on a connected I/O queue.
+    pub(super) async fn run(self, calls: &Calls, options: &Options, nsid: Nsid) -> Result<AdminReply, Error> {
+        let op = self.opcode.name().unwrap_or("an I/O command");
+        let sqe = with_dwords(Sqe::nvm(self.opcode, nsid), self.cdw10_15);
+        command(calls, options, op, sqe, self.data).await
+    }
+}
+
+fn with_dwords(mut sqe: Sqe, dwords: [u32; 6]) -> Sqe {
+    sqe.cdw10.set(dwords[0]);
+    sqe.cdw11.set(dwords[1]);
+    sqe.cdw12.set(dwords[2]);
+    sqe.cdw13.set(dwords[3]);
+    sqe.cdw14.set(dwords[4]);
+    sqe.cdw15.set(dwords[5]);
+    sqe
+}
+
+async fn command(
+    calls: &Calls,
+    options: &Options,
+    op: &'static str,
+    sqe: Sqe,
+    data: Vec<u8>,
+) -> Result<AdminReply, Error> {
+    if data.len() > MAX_ADMIN_BYTES {
+        return Err(Error::Refused { op, addr: options.addr, status: Status::INVALID_FIELD });
+    }
+    let addr = options.addr;
+    let answer = calls.call(sqe, data, true).await;
+    let (cqe, data) = answer.map_err(|fault| Error::Peer { op, addr, fault })?;
+    let (status, result) = (cqe.status(), cqe.result());
+    match i32::try_from(result as u32) {
+        _ if status.is_success() => Ok(AdminReply { result, data }),
+        Ok(errno @ 1..) if status.is(Status::INTERNAL_ERROR) => Err(Error::Device { op, addr, errno }),
+        _ => Err(Error::Refused { op, addr, status }),
+    }
 }
 
 /// A connected controller. Dropping it ends the association.
@@ -121,28 +186,10 @@ impl Controller {
     /// Any admin command. Internal Error with a number in dword 0 is [`Error::Device`].
     pub async fn admin(&self, request: AdminRequest) -> Result<AdminReply, Error> {
         let op = request.opcode.name().unwrap_or("an admin command");
-        if request.data.len() > MAX_ADMIN_BYTES {
-            return Err(Error::Refused { op, addr: self.options.addr, status: Status::INVALID_FIELD });
-        }
-        let mut sqe = Sqe::admin(request.opcode, request.nsid);
+        let mut sqe = with_dwords(Sqe::admin(request.opcode, request.nsid), request.cdw10_15);
         sqe.cdw2.set(request.cdw2_3[0]);
         sqe.cdw3.set(request.cdw2_3[1]);
-        let dwords = request.cdw10_15;
-        sqe.cdw10.set(dwords[0]);
-        sqe.cdw11.set(dwords[1]);
-        sqe.cdw12.set(dwords[2]);
-        sqe.cdw13.set(dwords[3]);
-        sqe.cdw14.set(dwords[4]);
-        sqe.cdw15.set(dwords[5]);
-        let addr = self.options.addr;
-        let answer = self.calls.call(sqe, request.data, true).await;
-        let (cqe, data) = answer.map_err(|fault| Error::Peer { op, addr, fault })?;
-        let (status, result) = (cqe.status(), cqe.result());
-        match i32::try_from(result as u32) {
-            _ if status.is_success() => Ok(AdminReply { result, data }),
-            Ok(errno @ 1..) if status.is(Status::INTERNAL_ERROR) => Err(Error::Device { op, addr, errno }),
-            _ => Err(Error::Refused { op, addr, status }),
-        }
+        command(&self.calls, &self.options, op, sqe, request.data).await
     }
 
     /// A page of Identify data.
@@ -223,12 +270,47 @@ impl Controller {
         self.calls.ended().await
     }
 
+    /// Asks for the end of a command of an I/O queue. What becomes of it shows in the command's own completion.
+    pub(super) async fn abort(&self, sqid: Qid, cid: Cid) {
+        let sqe = Abort { sqid, cid }.sqe();
+        let _ = self.calls.call(sqe, Vec::new(), true).await;
+    }
+
+    /// Ends another association of ours with the same subsystem; see [`EndAssociation`] for the answer.
+    pub(super) async fn end_association(&self, which: EndAssociation) -> Result<u64, Error> {
+        let op = "the end of an earlier association";
+        run(&self.calls, &self.options, op, which.sqe(), Vec::new()).await.map(|(cqe, _)| cqe.result())
+    }
+
     /// Tells the controller to shut down, waits for its answer, and closes the connection.
     pub async fn shutdown(&self) {
-        let cc = nvme::property::Cc(0).with_en(true).with_iosqes(6).with_iocqes(4).with_shn(1);
         // Best effort: the connection ends in any case.
-        let _ = set_property(&self.calls, &self.options, PropertyOffset::CC, u64::from(cc.0)).await;
+        let _ = self.begin_shutdown().await;
         self.close();
+    }
+
+    async fn begin_shutdown(&self) -> Result<(), Error> {
+        let cc = Cc(0).with_en(true).with_iosqes(6).with_iocqes(4).with_shn(1);
+        set_property(&self.calls, &self.options, PropertyOffset::CC, u64::from(cc.0)).await
+    }
+
+    /// As [`shutdown`](Self::shutdown), and waits until the controller has shut down: then it executes nothing any more.
+    /// False when it does not say so in time.
+    pub(super) async fn shut_down_wholly(&self) -> bool {
+        let core = Core::current().expect("invariant: tasks run inside their reactor");
+        let deadline = core.now() + self.options.admin_timeout;
+        let mut over = false;
+        let told = self.begin_shutdown().await;
+        while told.is_ok() && !over && core.now() < deadline {
+            let csts = get_property(&self.calls, &self.options, PropertyOffset::CSTS).await;
+            let Ok(csts) = csts else { break };
+            over = Csts(csts as u32).shst() == 2;
+            if !over {
+                core.sleep(SHUTDOWN_PAUSE).await;
+            }
+        }
+        self.close();
+        over
     }
 
     /// Closes the connection at once. What is in flight resolves with an error.

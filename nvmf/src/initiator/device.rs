@@ -1,13 +1,10 @@
 //! The control side of the device, and what its channels share.
 
-use std::collections::VecDeque;
 use std::io;
-use std::rc::Rc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use aio::check::REMOVED;
 use aio::device::{EventSink, Subscription};
 use aio::devices::events::EventHub;
 use aio::reactor::Core;
@@ -15,122 +12,130 @@ use aio::{
     BlockCount, BlockDevice, Capabilities, DeviceError, DeviceEvent, Geometry, IoChannel, LocalBoxFuture,
     Marks, Ranges, Snapshots,
 };
-use nvme::feature::Oaes;
 use nvme::vendor::facets::Facets;
-use nvme::{Cntlid, Nsid, Qid, Status};
+use nvme::{Cntlid, Nsid};
 use uuid::Uuid;
 
-use super::channel::{Channel, LOST};
-use super::connect::{connect_queue, open_queue};
-use super::controller::{AdminReply, AdminRequest, Controller};
+use super::board::{Board, Life};
+use super::channel::Channel;
+use super::controller::{AdminReply, AdminRequest, IoRequest};
 use super::error::{Error, PeerFault};
+use super::establish::{Established, Identity, establish, recognize};
 use super::facets::FacetFacts;
-use super::home::{self, Inbox};
-use super::namespace::{ControllerFacts, Namespace, identity};
+use super::home::{self, Inbox, Request};
+use super::namespace::{Namespace, identity};
 use super::options::Options;
+use super::path::settle_all;
 use super::request::Limits;
-use super::slot::MAX_ENTRIES;
 use super::stats::{DeviceStats, StatsHub};
-
-/// How often a Connect is tried on a queue that the target has not given up yet, and the pause between.
-const QUEUE_ATTEMPTS: u32 = 20;
-const QUEUE_PAUSE: Duration = Duration::from_millis(10);
 
 /// A namespace of a subsystem of another host, as a block device.
 ///
-/// It has a home core, where its admin queue lives; channels connect one I/O queue each, on the core that opens them.
-/// Dropping the device and all its channels ends the association.
+/// It has a home core, where its admin queues live; channels connect one I/O queue a path each, on the core that opens
+/// them. Dropping the device and all its channels ends the associations.
 pub struct NvmfDevice {
     shared: Arc<Shared>,
 }
 
-/// Live, or why not any more.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-enum State {
-    Live,
-    Faulted,
-    Removed,
+/// How a path fares, for lists.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PathState {
+    /// An association is being made, or will be tried again.
+    Connecting,
+    /// In use, and the first choice.
+    Optimized,
+    /// In use when there is no better one.
+    NonOptimized,
+    /// Connected, and without access to the namespace for now.
+    Inaccessible,
+    /// There will be no further attempt.
+    GivenUp,
+}
+
+/// A path, for lists.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PathInfo {
+    /// Of the controller.
+    pub addr: SocketAddr,
+    /// Of the last association; FFFFh before the first.
+    pub cntlid: Cntlid,
+    /// How it fares.
+    pub state: PathState,
+    /// Associations that were lost.
+    pub losses: u64,
+    /// Why there is no association, or was none.
+    pub fault: Option<PeerFault>,
 }
 
 /// What the device and its channels share, over all cores.
 pub(super) struct Shared {
     name: String,
     uuid: Uuid,
-    namespace: Namespace,
+    pub(super) identity: Identity,
+    pub(super) namespace: Namespace,
     facts: FacetFacts,
     size_blocks: AtomicU64,
-    state: AtomicU8,
+    pub(super) board: Board,
+    /// I/O waits for a path. Without this the first loss ends the device, and answers of the one controller are passed on.
+    pub(super) waits: bool,
     fault: OnceLock<PeerFault>,
     events: EventHub,
-    queues: Mutex<Queues>,
-    options: Options,
-    cntlid: Cntlid,
-    /// Entries of an I/O queue.
-    entries: u16,
-    /// Most payload that goes along with its command.
-    in_capsule_bytes: u32,
-    home: Arc<Inbox>,
+    pub(super) options: Options,
+    pub(super) home: Arc<Inbox>,
+    paths: Mutex<Vec<PathInfo>>,
     pub(super) stats: StatsHub,
 }
 
-/// I/O queue identifiers that the controller granted.
-struct Queues {
-    /// Longest unused first: the target had most time to notice that it was given up.
-    free: VecDeque<u16>,
-    granted: usize,
-}
-
 impl NvmfDevice {
-    /// Connects to a subsystem and uses the namespace that `options` name. The core that runs this becomes the
-    /// device's home. Dropping the future closes what was connected.
+    /// Connects to a subsystem, over each path, and uses the namespace that `options` name. The core that runs this
+    /// becomes the device's home. One path is enough; the others are tried on. Dropping the future closes what was
+    /// connected.
+    ///
+    /// Associations of this process with the subsystem that ended before, and may still execute commands, are waited for
+    /// first (`HAZARDS` H3): with controllers of ours for a moment, with others until their Keep Alive Timer has run out.
     pub async fn connect(options: Options) -> Result<Arc<Self>, Error> {
         let core = Core::current().expect("invariant: tasks run inside their reactor");
-        let controller = Controller::connect(options.clone()).await?;
-        let granted = controller.set_queue_count(options.max_queues).await?;
-        let events = controller.enable_events(Oaes::NAMESPACE_ATTRIBUTE).await?;
-        let nsid = choose_namespace(&controller, &options).await?;
-        let entries = queue_entries(&controller, options.queue_depth);
-        let namespace = read_namespace(&controller, nsid, entries - 1).await?;
-        // Not every controller has the list of descriptors; the namespace data has two of the identifiers.
-        let mut ids = controller.namespace_ids(nsid).await.unwrap_or_default();
-        if ids == nvme::identify::NamespaceIds::default() {
-            let ns = controller.identify_namespace(nsid).await?;
-            (ids.nguid, ids.eui64) = (ns.nguid, ns.eui64);
+        let mut found: Vec<Result<Established, Error>> = Vec::new();
+        for index in 0..options.paths() {
+            let options = options.of_path(index);
+            let mut made = establish(options.clone()).await;
+            if let Ok(one) = &made {
+                settle_all(&options, one).await?;
+                if let Some(first) = found.iter().flatten().next() {
+                    let is = (&first.namespace, &first.identity, first.namespace.size.0);
+                    if let Err(fault) = recognize(is, one, true, options.recovery.trust_cache) {
+                        made = Err(Error::Peer { op: "connecting", addr: options.addr, fault });
+                    }
+                }
+            }
+            found.push(made);
         }
-        let facts = FacetFacts::read(&controller, nsid, namespace.max_transfer_bytes()).await?;
-        let in_capsule = controller.identify().in_capsule_bytes().min(namespace.max_transfer_bytes());
-        let shared = Arc::new(Shared {
-            name: options.device_name(),
-            uuid: identity(&ids, options.subnqn.as_str(), nsid),
-            size_blocks: AtomicU64::new(namespace.size.0),
-            namespace,
-            facts,
-            state: AtomicU8::new(State::Live as u8),
-            fault: OnceLock::new(),
-            events: EventHub::default(),
-            queues: Mutex::new(Queues { free: (1..=granted).collect(), granted: granted.into() }),
-            cntlid: controller.cntlid(),
-            options,
-            entries,
-            in_capsule_bytes: if controller.identify().icdoff.get() == 0 { in_capsule as u32 } else { 0 },
-            home: Arc::default(),
-            stats: StatsHub::default(),
-        });
-        let notices = events.contains(Oaes::NAMESPACE_ATTRIBUTE);
-        home::start(&core, Rc::new(controller), &shared, shared.home.clone(), notices);
+        let Some(first) = found.iter().position(Result::is_ok) else {
+            let error = found.into_iter().find_map(Result::err);
+            return Err(error.unwrap_or_else(|| Error::Gone(options.device_name())));
+        };
+        let shared = Arc::new(Shared::new(&options, found[first].as_ref().ok()));
+        home::start(&core, &shared, found);
         Ok(Arc::new(Self { shared }))
     }
 
-    /// Any admin command, from any thread. What was issued runs to its end when the future is dropped.
+    /// Any admin command, from any thread, to the controller of the best path. What was issued runs to its end when the
+    /// future is dropped.
     pub async fn admin(&self, request: AdminRequest) -> Result<AdminReply, Error> {
-        let answer = self.shared.home.admin(request).await;
+        let answer = self.shared.home.command(|tx| Request::Admin(request, tx)).await;
         answer.unwrap_or_else(|| Err(Error::Gone(self.shared.name.clone())))
     }
 
-    /// False once the association has ended: all I/O fails from then on.
+    /// An I/O command on the device's namespace, from any thread, on a queue of its own over the best path. It is tried
+    /// once: an error of the connection leaves open whether it was executed.
+    pub async fn io_command(&self, request: IoRequest) -> Result<AdminReply, Error> {
+        let answer = self.shared.home.command(|tx| Request::Io(request, tx)).await;
+        answer.unwrap_or_else(|| Err(Error::Gone(self.shared.name.clone())))
+    }
+
+    /// False once no path will ever work again: all I/O fails from then on.
     pub fn is_live(&self) -> bool {
-        !self.shared.has_failed()
+        self.shared.board.life() != Life::Faulted
     }
 
     /// What all its channels were asked to do so far.
@@ -147,9 +152,15 @@ impl NvmfDevice {
         &self.shared.facts
     }
 
-    /// The controller's identifier.
+    /// The identifier of the controller of the first path that is, or was, connected.
     pub fn cntlid(&self) -> Cntlid {
-        self.shared.cntlid
+        let known = self.paths().iter().map(|p| p.cntlid).find(|id| *id != Cntlid::DYNAMIC);
+        known.unwrap_or(Cntlid::DYNAMIC)
+    }
+
+    /// Its paths, in the order of their addresses.
+    pub fn paths(&self) -> Vec<PathInfo> {
+        self.shared.paths.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Why the device faulted, if it did.
@@ -163,57 +174,42 @@ impl NvmfDevice {
     }
 }
 
-/// Entries of an I/O queue: what was asked for, within the limits of the controller and of the slots. At least 2.
-fn queue_entries(controller: &Controller, depth: u16) -> u16 {
-    let mqes = u32::from(controller.cap.mqes_z()) + 1;
-    let maxcmd = match controller.identify().maxcmd.get() {
-        0 => u32::MAX,
-        n => u32::from(n) + 1,
-    };
-    (u32::from(depth) + 1).min(mqes).min(maxcmd).min(u32::from(MAX_ENTRIES)).max(2) as u16
-}
-
-async fn choose_namespace(controller: &Controller, options: &Options) -> Result<Nsid, Error> {
-    let wanted = options.nsid.map(Nsid);
-    // The list starts above the number given, so one that is asked for is the first behind its predecessor.
-    let after = Nsid(wanted.map_or(0, |nsid| nsid.0.saturating_sub(1)));
-    let first = controller.active_namespaces(after).await?.first().copied();
-    match (first, wanted) {
-        (Some(nsid), None) => Ok(nsid),
-        (Some(nsid), Some(wanted)) if nsid == wanted => Ok(nsid),
-        _ => {
-            Err(Error::NoNamespace { subnqn: options.subnqn.clone(), addr: options.addr, nsid: options.nsid })
+impl Shared {
+    fn new(options: &Options, first: Option<&Established>) -> Self {
+        let first = first.expect("invariant: one of the paths was connected");
+        let (namespace, ids) = (first.namespace, &first.identity.ids);
+        Self {
+            name: options.device_name(),
+            uuid: identity(ids, options.subnqn.as_str(), namespace.limits.nsid),
+            identity: first.identity.clone(),
+            size_blocks: AtomicU64::new(namespace.size.0),
+            namespace,
+            facts: first.facts,
+            board: Board::new(options.paths()),
+            waits: options.paths() > 1
+                || !options.ctrl_loss().is_zero()
+                || options.recovery.fast_io_fail.is_some(),
+            fault: OnceLock::new(),
+            events: EventHub::default(),
+            options: options.clone(),
+            home: Arc::default(),
+            paths: Mutex::default(),
+            stats: StatsHub::default(),
         }
     }
-}
 
-pub(super) async fn read_namespace(
-    controller: &Controller,
-    nsid: Nsid,
-    depth: u16,
-) -> Result<Namespace, Error> {
-    let ns = controller.identify_namespace(nsid).await?;
-    let nvm = controller.nvm_limits().await;
-    let facts = ControllerFacts {
-        identify: controller.identify(),
-        nvm: nvm.as_ref(),
-        mpsmin: controller.cap.mpsmin(),
-        depth,
-    };
-    Namespace::new(nsid, &ns, &facts).map_err(|why| Error::Format {
-        subnqn: controller.subnqn().clone(),
-        nsid: nsid.0,
-        why,
-    })
-}
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
 
-impl Shared {
+    #[inline]
     pub(super) fn geometry(&self) -> &Geometry {
         &self.namespace.geometry
     }
 
+    /// I/Os that a channel takes.
     pub(super) fn depth(&self) -> u16 {
-        self.entries - 1
+        self.namespace.geometry.queue_depth as u16
     }
 
     pub(super) fn limits(&self) -> Limits {
@@ -225,78 +221,41 @@ impl Shared {
         BlockCount(self.size_blocks.load(Ordering::Relaxed))
     }
 
-    /// The status of every new I/O, when the device is not live.
-    #[inline]
-    pub(super) fn refusal(&self) -> Option<Status> {
-        match self.state.load(Ordering::Relaxed) {
-            s if s == State::Live as u8 => None,
-            s if s == State::Faulted as u8 => Some(LOST),
-            _ => Some(REMOVED),
-        }
+    /// For lists.
+    pub(super) fn publish(&self, paths: Vec<PathInfo>) {
+        *self.paths.lock().unwrap_or_else(PoisonError::into_inner) = paths;
     }
 
-    #[inline]
-    pub(super) fn has_failed(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == State::Faulted as u8
-    }
-
-    /// The first fault ends the device. Called on any core.
+    /// No path will work again. Called on any core.
     pub(super) fn fail(&self, fault: PeerFault) {
-        if self.leave_live(State::Faulted) {
-            // The only place that sets it, passed once.
+        if self.board.life() == Life::Live {
+            // Whoever sees the device faulted finds the reason.
             let _ = self.fault.set(fault);
+        }
+        if self.board.end(Life::Faulted) {
             self.events.send(DeviceEvent::Faulted);
-            self.end();
         }
     }
 
     /// The namespace or the device is gone.
     pub(super) fn removed(&self) {
-        if self.leave_live(State::Removed) {
+        if self.board.end(Life::Removed) {
             self.events.send(DeviceEvent::Removed);
-            // Channels in use complete what they have; the last one to go ends the association.
-            if self.open_queues() == 0 {
-                self.end();
-            }
+            self.channel_gone();
         }
     }
 
-    /// The controller reported this size.
+    /// Channels in use complete what they have when the device is removed; the last one to go ends the associations.
+    pub(super) fn channel_gone(&self) {
+        if self.board.life() == Life::Removed && self.board.channels() == 0 {
+            self.home.end();
+        }
+    }
+
+    /// A controller reported this size.
     pub(super) fn resized(&self, size: BlockCount) {
         if self.size_blocks.swap(size.0, Ordering::Relaxed) != size.0 {
             self.events.send(DeviceEvent::Resized(size));
-        }
-    }
-
-    fn leave_live(&self, to: State) -> bool {
-        let from = State::Live as u8;
-        self.state.compare_exchange(from, to as u8, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    }
-
-    /// Ends the association.
-    fn end(&self) {
-        self.home.end();
-    }
-
-    fn queues(&self) -> MutexGuard<'_, Queues> {
-        // Nothing under the lock leaves it half changed.
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn open_queues(&self) -> usize {
-        let queues = self.queues();
-        queues.granted - queues.free.len()
-    }
-
-    fn take_queue(&self) -> Option<Qid> {
-        self.queues().free.pop_front().map(Qid)
-    }
-
-    /// A channel is gone.
-    pub(super) fn give_queue(&self, qid: Qid) {
-        self.queues().free.push_back(qid.0);
-        if self.state.load(Ordering::Acquire) == State::Removed as u8 && self.open_queues() == 0 {
-            self.end();
         }
     }
 
@@ -309,62 +268,11 @@ impl Shared {
             other => DeviceError::Os { op, device, source: io::Error::other(other) },
         }
     }
-
-    /// Connects one I/O queue on the core that runs this.
-    async fn open(self: &Arc<Self>, core: &Core) -> Result<Channel, Error> {
-        if self.refusal().is_some() {
-            return Err(Error::Gone(self.name.clone()));
-        }
-        let qid = self.take_queue().ok_or_else(|| Error::NoQueue(self.name.clone()))?;
-        let lease = Lease { shared: self, qid };
-        let mut attempt = 0;
-        let calls = loop {
-            let calls = open_queue(core, &self.options, self.entries).await?;
-            match connect_queue(&calls, &self.options, qid, self.entries, self.cntlid).await {
-                Ok(_) => break calls,
-                // The target may still hold the queue that had this number before.
-                Err(Error::Refused { status, .. }) if attempt < QUEUE_ATTEMPTS && in_use(status) => {
-                    calls.close(PeerFault::Closed);
-                    attempt += 1;
-                    core.sleep(QUEUE_PAUSE).await;
-                }
-                Err(error) => {
-                    calls.close(PeerFault::Closed);
-                    return Err(error);
-                }
-            }
-        };
-        let mut queue = calls.into_queue().ok_or_else(|| Error::Gone(self.name.clone()))?;
-        queue.set_timeout(self.options.io_timeout);
-        queue.set_in_capsule_bytes(self.in_capsule_bytes);
-        std::mem::forget(lease);
-        let depth = self.namespace.geometry.queue_depth;
-        Ok(Channel::new(queue, core.clone(), self.clone(), qid, depth))
-    }
-}
-
-/// A Connect was refused because of a queue that exists.
-fn in_use(status: Status) -> bool {
-    [Status::CONNECT_INVALID_PARAMETERS, Status::CONNECT_CONTROLLER_BUSY, Status::SEQUENCE_ERROR]
-        .iter()
-        .any(|s| status.is(*s))
-}
-
-/// Gives a queue identifier back unless a channel took it over.
-struct Lease<'a> {
-    shared: &'a Shared,
-    qid: Qid,
-}
-
-impl Drop for Lease<'_> {
-    fn drop(&mut self) {
-        self.shared.give_queue(self.qid);
-    }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.end();
+        self.home.end();
     }
 }
 
@@ -393,16 +301,17 @@ impl BlockDevice for NvmfDevice {
         self.shared.namespace.limits.capabilities
     }
 
-    /// A lost connection ends the device, so one device never spans a restart of its target that it could tell.
+    /// That of the namespace, where the controller tells it. A device never spans two: one whose namespace comes back with
+    /// another incarnation faults.
     fn incarnation(&self) -> Option<u128> {
-        None
+        self.shared.identity.incarnation
     }
 
     fn subscribe(&self, sink: EventSink) -> Subscription {
         self.shared.events.subscribe(sink)
     }
 
-    /// Asks the controller again, which takes a moment: a new size comes as an event.
+    /// Asks the controllers again, which takes a moment: a new size comes as an event.
     fn rescan(&self) -> Result<BlockCount, DeviceError> {
         if self.shared.home.refresh() {
             Ok(self.size())
@@ -430,7 +339,7 @@ impl BlockDevice for NvmfDevice {
     fn open_channel(&self) -> LocalBoxFuture<'_, Result<Box<dyn IoChannel>, DeviceError>> {
         Box::pin(async move {
             let core = Core::current().expect("invariant: channels are opened by tasks of a core");
-            let channel = self.shared.open(&core).await;
+            let channel = Channel::open(core, self.shared.clone()).await;
             let channel = channel.map_err(|e| self.shared.device_error("opening a channel", e))?;
             Ok(Box::new(channel) as Box<dyn IoChannel>)
         })

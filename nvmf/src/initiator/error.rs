@@ -35,6 +35,18 @@ pub enum PeerFault {
     /// The controller reports CSTS.CFS.
     #[error("its controller reports a fatal status")]
     ControllerFatal,
+    /// It refused the connection.
+    #[error("it refused: {0:?}")]
+    Refused(Status),
+    /// It has another namespace than the one that the device is.
+    #[error("it has another namespace than before: {0}")]
+    Changed(&'static str),
+    /// It may have lost writes that it had acknowledged.
+    #[error(
+        "it restarted, or may have, and has a volatile cache: writes that it had acknowledged may be lost; check the \
+         data (or resync it) and connect anew"
+    )]
+    Restarted,
     /// An answer that contradicts the specification or an earlier answer.
     #[error("it answered with nonsense ({0})")]
     Nonsense(&'static str),

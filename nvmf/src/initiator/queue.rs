@@ -42,6 +42,9 @@ const PAYLOAD_PAUSE: Duration = Duration::from_micros(2);
 /// Most entries of one receive into the caller's memory; the kernel takes 1,024.
 const MAX_RECV_ENTRIES: usize = 512;
 
+/// Weight of a new latency: an eighth.
+const SMOOTHING_SHIFT: u32 = 3;
+
 /// Gathered sends of one kick. Each takes what the socket has room for, so more than one is rare.
 const SENDS_PER_KICK: usize = 4;
 
@@ -56,6 +59,8 @@ pub(super) struct QueueConfig {
     pub(super) data_digest: bool,
     /// Time limit of a command.
     pub(super) timeout: Duration,
+    /// How long a command may take beyond that, once it was reported as overdue; zero = not at all.
+    pub(super) grace: Duration,
     /// Time limit of the connection's set-up.
     pub(super) connect_timeout: Duration,
 }
@@ -116,6 +121,13 @@ pub(super) struct Queue {
     /// Until then a receive is tried only when the stream reports readable, see [`PAYLOAD_PAUSE`].
     pause_until: Instant,
     timeout: Duration,
+    grace: Duration,
+    /// Commands that have had no answer in time: to be aborted.
+    overdue: VecDeque<Cid>,
+    /// Smoothed time from issue to answer, in nanoseconds.
+    latency_ns: u64,
+    /// The time of the last poll.
+    now: Instant,
     in_capsule_bytes: u32,
     /// When to look at the deadlines; none is earlier.
     next_check: Instant,
@@ -152,6 +164,10 @@ impl Queue {
             large: false,
             pause_until: now,
             timeout: config.timeout,
+            grace: config.grace,
+            overdue: VecDeque::new(),
+            latency_ns: 0,
+            now,
             in_capsule_bytes: 0,
             next_check: now + config.connect_timeout,
             unsent: true,
@@ -173,17 +189,36 @@ impl Queue {
         self.in_capsule_bytes = bytes;
     }
 
-    /// Another time limit for commands from now on.
-    pub(super) fn set_timeout(&mut self, timeout: Duration) {
-        self.timeout = timeout;
+    /// Other time limits for commands from now on.
+    pub(super) fn set_timeout(&mut self, timeout: Duration, grace: Duration) {
+        (self.timeout, self.grace) = (timeout, grace);
+    }
+
+    /// A command that has had no answer in time, and is given a little more: to be aborted.
+    pub(super) fn take_overdue(&mut self) -> Option<Cid> {
+        self.overdue.pop_front()
+    }
+
+    /// How long a command issued now would wait, for comparison only.
+    pub(super) fn cost(&self) -> u64 {
+        self.latency_ns.max(1_000).saturating_mul(self.slots.active() as u64 + 1)
     }
 
     // ---- issue ----
 
-    /// Commands that can be issued now.
+    /// Commands in flight at most.
+    pub(super) fn depth(&self) -> u16 {
+        self.slots.len()
+    }
+
+    /// Commands that can be issued now; none after a fault.
     #[inline]
     pub(super) fn room(&self) -> usize {
-        if self.tx.has_room(2 * MAX_PDU_OVERHEAD_BYTES) { self.slots.free() } else { 0 }
+        if self.fault.is_none() && self.tx.has_room(2 * MAX_PDU_OVERHEAD_BYTES) {
+            self.slots.free()
+        } else {
+            0
+        }
     }
 
     /// Issues a command; CID and SGL of `sqe` are filled in. The caller checked [`room`](Self::room). `timed` =
@@ -209,6 +244,8 @@ impl Queue {
         let slot = self.slots.get(index);
         slot.user = user;
         slot.deadline = deadline;
+        slot.issued = now;
+        slot.aborting = false;
         self.next_check = self.next_check.min(deadline);
         slot.way = match data {
             Data::None => Way::None,
@@ -368,6 +405,7 @@ impl Queue {
         if self.fault.is_some() {
             return false;
         }
+        self.now = now;
         if now >= self.next_check {
             self.check_deadlines(now);
         }
@@ -554,7 +592,13 @@ impl Queue {
     }
 
     fn complete(&mut self, index: u16, cqe: Cqe) {
-        let user = self.slots.get(index).user;
+        let slot = self.slots.get(index);
+        let user = slot.user;
+        // The turn's resolution is enough to tell paths apart.
+        let sample =
+            u64::try_from(self.now.since(slot.issued).as_nanos()).unwrap_or(u64::MAX >> SMOOTHING_SHIFT);
+        self.latency_ns =
+            self.latency_ns - (self.latency_ns >> SMOOTHING_SHIFT) + (sample >> SMOOTHING_SHIFT);
         self.slots.give(index);
         self.done.push_back(Done { user, result: Ok(cqe) });
     }
@@ -571,10 +615,19 @@ impl Queue {
         if !self.engine.is_running() {
             return self.fail(PeerFault::Timeout);
         }
-        let first = self.slots.iter_active().map(|(_, s)| s.deadline).min();
-        if first.is_some_and(|deadline| deadline <= now) {
-            return self.fail(PeerFault::Timeout);
+        for index in 0..self.slots.len() {
+            let slot = self.slots.get(index);
+            if !slot.active || slot.deadline > now {
+                continue;
+            }
+            if self.grace.is_zero() || slot.aborting {
+                return self.fail(PeerFault::Timeout);
+            }
+            slot.aborting = true;
+            slot.deadline = now + self.grace;
+            self.overdue.push_back(Cid(slot.cid));
         }
+        let first = self.slots.iter_active().map(|(_, s)| s.deadline).min();
         self.next_check = first.unwrap_or(now + self.timeout).min(now + self.timeout);
     }
 
@@ -618,6 +671,23 @@ impl Queue {
             return;
         }
         self.fault = Some(fault);
+        // Nothing of it reaches the controller from now on, not even what the kernel has taken (hazard H3).
+        if let Some(stream) = &mut self.stream {
+            stream.abort();
+        }
+        self.end();
+    }
+
+    /// Ends the connection in peace: what the kernel has taken is still delivered. For queues without changes in flight.
+    pub(super) fn close(&mut self, fault: PeerFault) {
+        if self.fault.is_none() {
+            self.fault = Some(fault);
+            self.end();
+        }
+    }
+
+    fn end(&mut self) {
+        let fault = self.fault.unwrap_or(PeerFault::Closed);
         // From here on nothing reads or writes the payloads: streams copy within their calls.
         self.stream = None;
         self.into = None;

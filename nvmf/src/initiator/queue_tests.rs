@@ -80,6 +80,7 @@ impl Rig {
             header_digest: false,
             data_digest: false,
             timeout: Duration::from_secs(30),
+            grace: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(5),
         };
         let queue = Queue::new(Box::new(Stream(wire.clone())), &config, now);

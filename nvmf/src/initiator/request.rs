@@ -1,6 +1,6 @@
 //! What one block-device I/O becomes on the wire: one command, a fused pair, or one command after the other.
 
-use aio::{BlockRange, Capabilities, Io, IoFlags, Opcode, Token};
+use aio::{BlockCount, BlockRange, Capabilities, Io, IoFlags, Lba, Opcode, SgEntry, Token};
 use nvme::nvm::{Dsm, DsmFlags, DsmRange, Rw, RwFlags};
 use nvme::{Nsid, NvmOpcode, Sqe, Status};
 
@@ -25,6 +25,18 @@ pub(super) struct Limits {
     pub(super) capabilities: Capabilities,
 }
 
+impl Limits {
+    /// Every command within `other` is within these too.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        self.transfer_blocks >= other.transfer_blocks
+            && self.zeroes_blocks >= other.zeroes_blocks
+            && self.verify_blocks >= other.verify_blocks
+            && self.dsm_ranges >= other.dsm_ranges
+            && self.dsm_range_blocks >= other.dsm_range_blocks
+            && self.dsm_blocks >= other.dsm_blocks
+    }
+}
+
 /// What is left to be sent for a request.
 #[derive(Clone, Copy, Debug)]
 enum Work {
@@ -38,16 +50,40 @@ enum Work {
     Ranges { index: usize, skip: u64 },
 }
 
-/// One accepted I/O.
+/// Where a request is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Place {
+    /// Not in use, or with its completion on the way out.
+    Idle,
+    /// Commands of it are in flight, or the next one waits for room on the same path.
+    Path(u8),
+    /// It waits for a path.
+    Waiting,
+    /// It was in flight on a path that ended, and that may still execute it.
+    Held(u8),
+}
+
+/// One accepted I/O, with all that is needed to send it again.
 #[derive(Debug)]
 pub(super) struct Request {
     /// The caller's name for it.
     pub(super) token: Token,
+    pub(super) place: Place,
     /// Commands in flight.
     pub(super) commands: u8,
+    /// How often it was begun.
+    pub(super) attempts: u8,
+    /// Its path ended before the answer came.
+    pub(super) lost: bool,
     /// The first error, else success.
     pub(super) status: Status,
     work: Work,
+    opcode: Opcode,
+    flags: IoFlags,
+    lba: Lba,
+    blocks: BlockCount,
+    sg: Vec<SgEntry>,
+    second: Vec<SgEntry>,
     ranges: Vec<BlockRange>,
     /// The descriptors of the Dataset Management in flight; the command's payload.
     descriptors: Vec<DsmRange>,
@@ -78,45 +114,109 @@ impl Request {
     pub(super) fn new() -> Self {
         Self {
             token: Token(0),
+            place: Place::Idle,
             commands: 0,
+            attempts: 0,
+            lost: false,
             status: Status::SUCCESS,
             work: Work::Done,
+            opcode: Opcode::Flush,
+            flags: IoFlags::empty(),
+            lba: Lba(0),
+            blocks: BlockCount(0),
+            sg: Vec::new(),
+            second: Vec::new(),
             ranges: Vec::new(),
             descriptors: Vec::new(),
         }
     }
 
-    /// Takes in a valid `io` other than Compare and Write. The lists keep their capacity from I/O to I/O.
-    pub(super) fn begin(&mut self, token: Token, io: &Io<'_>, limits: &Limits) {
+    /// Takes in an `io` that may still be refused.
+    pub(super) fn accept(&mut self, token: Token) {
         self.token = token;
+        self.place = Place::Idle;
         self.commands = 0;
+        self.attempts = 0;
+        self.lost = false;
         self.status = Status::SUCCESS;
-        let flags = flags(io, limits);
-        let span = |opcode, step| Work::Span { opcode, flags, lba: io.lba.0, left: io.blocks.0, step };
-        self.work = match io.opcode {
-            Opcode::Flush => Work::One(Sqe::nvm(NvmOpcode::FLUSH, limits.nsid)),
+        self.work = Work::Done;
+    }
+
+    /// Keeps a valid `io`. The lists keep their capacity from I/O to I/O.
+    #[inline]
+    pub(super) fn keep(&mut self, io: &Io<'_>) {
+        (self.opcode, self.flags, self.lba, self.blocks) = (io.opcode, io.flags, io.lba, io.blocks);
+        self.sg.clear();
+        self.sg.extend_from_slice(io.sg);
+        match io.opcode {
+            Opcode::CompareAndWrite => {
+                self.second.clear();
+                self.second.extend_from_slice(io.second);
+            }
             Opcode::Unmap => {
                 self.ranges.clear();
                 self.ranges.extend_from_slice(io.ranges);
-                Work::Ranges { index: 0, skip: 0 }
             }
+            _ => {}
+        }
+    }
+
+    /// The I/O as it was taken in.
+    #[inline]
+    pub(super) fn io(&self) -> Io<'_> {
+        Io {
+            flags: self.flags,
+            sg: &self.sg,
+            second: &self.second,
+            ranges: &self.ranges,
+            ..Io::new(self.opcode, self.lba, self.blocks)
+        }
+    }
+
+    /// A fused pair, which goes out as one.
+    #[inline]
+    pub(super) fn is_pair(&self) -> bool {
+        self.opcode == Opcode::CompareAndWrite && self.blocks.0 > 0
+    }
+
+    /// Whether it changes blocks: then it must not be sent again while an earlier copy may still be executed. A Flush
+    /// changes none, and has to come after the writes before it, which it does wherever it goes.
+    pub(super) fn changes(&self) -> bool {
+        matches!(
+            self.opcode,
+            Opcode::Write | Opcode::WriteZeroes | Opcode::Unmap | Opcode::CompareAndWrite | Opcode::Copy
+        )
+    }
+
+    /// Whether doing it twice is the same as doing it once. The second of two equal Compare and Writes finds what the first
+    /// one wrote.
+    pub(super) fn can_be_repeated(&self) -> bool {
+        !matches!(self.opcode, Opcode::CompareAndWrite | Opcode::Copy)
+    }
+
+    /// Begins it, for the first time or anew.
+    #[inline]
+    pub(super) fn begin(&mut self, limits: &Limits) {
+        self.commands = 0;
+        self.attempts = self.attempts.saturating_add(1);
+        self.lost = false;
+        self.status = Status::SUCCESS;
+        let flags = flags((self.opcode, self.flags), limits);
+        let (lba, blocks) = (self.lba.0, self.blocks.0);
+        let span = |opcode, step| Work::Span { opcode, flags, lba, left: blocks, step };
+        let one = |opcode| Work::One(transfer((lba, blocks), opcode, flags, limits));
+        self.work = match self.opcode {
+            Opcode::Flush => Work::One(Sqe::nvm(NvmOpcode::FLUSH, limits.nsid)),
+            Opcode::Unmap => Work::Ranges { index: 0, skip: 0 },
             Opcode::WriteZeroes => span(NvmOpcode::WRITE_ZEROES, limits.zeroes_blocks),
             Opcode::Verify => span(NvmOpcode::VERIFY, limits.verify_blocks),
-            _ if io.blocks.0 == 0 => Work::Done,
-            Opcode::Read => Work::One(transfer(io, NvmOpcode::READ, flags, limits)),
-            Opcode::Write => Work::One(transfer(io, NvmOpcode::WRITE, flags, limits)),
-            Opcode::Compare => Work::One(transfer(io, NvmOpcode::COMPARE, flags, limits)),
+            _ if blocks == 0 => Work::Done,
+            Opcode::Read => one(NvmOpcode::READ),
+            Opcode::Write => one(NvmOpcode::WRITE),
+            Opcode::Compare => one(NvmOpcode::COMPARE),
             // Compare and Write goes through `fused`; Copy is no capability of this device.
             Opcode::CompareAndWrite | Opcode::Copy => Work::Done,
         };
-    }
-
-    /// Takes in a Compare and Write: its two commands are made by [`fused`].
-    pub(super) fn begin_fused(&mut self, token: Token) {
-        self.token = token;
-        self.commands = 0;
-        self.status = Status::SUCCESS;
-        self.work = Work::Done;
     }
 
     /// The next command, if anything is left to be sent.
@@ -156,11 +256,6 @@ impl Request {
         }
     }
 
-    /// Nothing more is sent.
-    pub(super) fn stop(&mut self) {
-        self.work = Work::Done;
-    }
-
     /// The payload of the Dataset Management in flight.
     pub(super) fn descriptors(&self) -> &[DsmRange] {
         &self.descriptors
@@ -195,10 +290,11 @@ impl Request {
 
 /// The two commands of a Compare and Write (NVM Command Set 1.0, section 2.1.3): to be issued one right after
 /// the other.
-pub(super) fn fused(io: &Io<'_>, limits: &Limits) -> [Sqe; 2] {
-    let flags = flags(io, limits);
-    let mut compare = transfer(io, NvmOpcode::COMPARE, flags, limits);
-    let mut write = transfer(io, NvmOpcode::WRITE, flags, limits);
+pub(super) fn fused(request: &Request, limits: &Limits) -> [Sqe; 2] {
+    let flags = flags((request.opcode, request.flags), limits);
+    let at = (request.lba.0, request.blocks.0);
+    let mut compare = transfer(at, NvmOpcode::COMPARE, flags, limits);
+    let mut write = transfer(at, NvmOpcode::WRITE, flags, limits);
     compare.set_fuse(nvme::command::Fuse::FIRST);
     write.set_fuse(nvme::command::Fuse::SECOND);
     [compare, write]
@@ -211,21 +307,19 @@ pub(super) fn fused_status(first: Status, later: Status) -> Status {
     if first.is_success() || (first.is(abort) && !later.is_success()) { later } else { first }
 }
 
-fn transfer(io: &Io<'_>, opcode: NvmOpcode, flags: RwFlags, limits: &Limits) -> Sqe {
-    Rw::new(io.lba.0, io.blocks.0 as u32).with(flags).sqe(opcode, limits.nsid)
+fn transfer((lba, blocks): (u64, u64), opcode: NvmOpcode, flags: RwFlags, limits: &Limits) -> Sqe {
+    Rw::new(lba, blocks as u32).with(flags).sqe(opcode, limits.nsid)
 }
 
-fn flags(io: &Io<'_>, limits: &Limits) -> RwFlags {
+fn flags((opcode, flags): (Opcode, IoFlags), limits: &Limits) -> RwFlags {
     // Without a volatile cache every write is FUA, and a controller need not take the bit then.
-    let fua = io.flags.contains(IoFlags::FUA) && limits.capabilities.contains(Capabilities::FUA);
-    let deallocate = io.opcode == Opcode::WriteZeroes && io.flags.contains(IoFlags::DEALLOCATE);
+    let fua = flags.contains(IoFlags::FUA) && limits.capabilities.contains(Capabilities::FUA);
+    let deallocate = opcode == Opcode::WriteZeroes && flags.contains(IoFlags::DEALLOCATE);
     RwFlags::NONE.with_if(RwFlags::FUA, fua).with_if(RwFlags::DEALLOCATE, deallocate)
 }
 
 #[cfg(test)]
 mod tests {
-    use aio::{BlockCount, Lba};
-
     use super::*;
 
     const LIMITS: Limits = Limits {
@@ -239,9 +333,32 @@ mod tests {
         capabilities: Capabilities::FUA,
     };
 
+    fn begin(request: &mut Request, io: &Io<'_>, limits: &Limits) {
+        request.accept(Token(7));
+        request.keep(io);
+        request.begin(limits);
+    }
+
+    #[test]
+    fn an_io_comes_back_as_it_was() {
+        let ranges = [BlockRange { start: Lba(1), blocks: BlockCount(2) }];
+        let mut request = Request::new();
+        begin(&mut request, &Io::unmap(&ranges), &LIMITS);
+        assert!(request.next(&LIMITS).is_some() && request.exhausted());
+        assert_eq!(request.io().ranges, ranges);
+        request.begin(&LIMITS);
+        assert!(request.next(&LIMITS).is_some(), "all of it again");
+        assert_eq!(request.attempts, 2);
+        assert!(request.changes() && request.can_be_repeated());
+        request.keep(&Io::new(Opcode::CompareAndWrite, Lba(0), BlockCount(1)));
+        assert!(request.changes() && request.is_pair() && !request.can_be_repeated());
+        request.keep(&Io::flush());
+        assert!(!request.changes() && request.can_be_repeated());
+    }
+
     fn commands(io: &Io<'_>) -> Vec<Sqe> {
         let mut request = Request::new();
-        request.begin(Token(7), io, &LIMITS);
+        begin(&mut request, io, &LIMITS);
         let mut out = Vec::new();
         while let Some(command) = request.next(&LIMITS) {
             out.push(command.sqe);
@@ -267,7 +384,7 @@ mod tests {
         let range = |start, blocks| BlockRange { start: Lba(start), blocks: BlockCount(blocks) };
         let ranges = [range(0, 250), range(1000, 0), range(2000, 10), range(3000, 10), range(4000, 10)];
         let mut request = Request::new();
-        request.begin(Token(7), &Io::unmap(&ranges), &LIMITS);
+        begin(&mut request, &Io::unmap(&ranges), &LIMITS);
         let mut seen = Vec::new();
         while let Some(command) = request.next(&LIMITS) {
             let list = request.descriptors();
@@ -287,7 +404,7 @@ mod tests {
         assert!(Rw::decode(&commands(&io)[0]).fua());
         let limits = Limits { capabilities: Capabilities::empty(), ..LIMITS };
         let mut request = Request::new();
-        request.begin(Token(7), &io, &limits);
+        begin(&mut request, &io, &limits);
         assert!(!Rw::decode(&request.next(&limits).unwrap().sqe).fua());
     }
 

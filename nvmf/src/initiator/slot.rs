@@ -45,6 +45,9 @@ pub(super) struct Slot {
     /// A data digest was wrong.
     pub(super) damaged: bool,
     pub(super) deadline: Instant,
+    pub(super) issued: Instant,
+    /// The deadline has passed once.
+    pub(super) aborting: bool,
 }
 
 impl Slot {
@@ -65,6 +68,8 @@ impl Slot {
             answer: None,
             damaged: false,
             deadline: Instant::default(),
+            issued: Instant::default(),
+            aborting: false,
         }
     }
 
@@ -103,6 +108,11 @@ impl Slots {
             free: (0..count).rev().collect(),
             index_mask: count.next_power_of_two() - 1,
         }
+    }
+
+    /// All there are.
+    pub(super) fn len(&self) -> u16 {
+        self.slots.len() as u16
     }
 
     /// Slots that are free.

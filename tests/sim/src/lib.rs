@@ -20,6 +20,7 @@ pub mod net;
 pub mod rng;
 pub mod scenarios;
 pub mod seeds;
+pub mod steady;
 pub mod target;
 pub mod trace;
 pub mod workload;

@@ -12,7 +12,7 @@ use aio::{BlockDevice, DeviceEvent, DeviceUri, IoStatus, check};
 use nvme::identify::{Cns, Identify, IdentifyController};
 use nvme::log::discovery::{SubsystemType, TransportType};
 use nvme::{AdminOpcode, HostId, Nqn, Nsid, Sqe, Status};
-use nvmf::initiator::{AdminRequest, Error, NvmfDevice, Options, PeerFault, discover};
+use nvmf::initiator::{AdminRequest, Error, NvmfDevice, Options, PeerFault, Unsettled, discover};
 use nvmf::target::core::CoreConfig;
 use nvmf::target::{AllowedHosts, SubsystemSpec, TargetConfig};
 use sim::client::{Client, Op};
@@ -44,7 +44,7 @@ fn bed() -> Bed {
 fn options(nqn: &str) -> Options {
     let hostnqn = Nqn::parse("nqn.2019-05.io.openebs:host").unwrap();
     let base = Options::new(TARGET, Nqn::parse(nqn).unwrap());
-    Options { hostnqn, hostid: HostId([1; 16]), kato_ms: 2000, ..base }
+    Options { hostnqn, hostid: HostId([1; 16]), kato_ms: 2000, unsettled: Unsettled::separate(), ..base }
 }
 
 impl Bed {

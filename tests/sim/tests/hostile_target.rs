@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use aio::{BlockDevice as _, DeviceEvent, IoStatus, Opcode};
 use nvme::{HostId, Nqn};
-use nvmf::initiator::{NvmfDevice, Options};
+use nvmf::initiator::{NvmfDevice, Options, Unsettled};
 use sim::client::{Client, Op};
 use sim::fake::{FakeTarget, Trick};
 use sim::{NetConfig, World};
@@ -24,7 +24,7 @@ fn options(digests: bool) -> Options {
     let mut o = Options::new(TARGET, nqn.clone());
     (o.hostid, o.hostnqn) = (HostId([1; 16]), nqn);
     (o.header_digest, o.data_digest) = (digests, digests);
-    o.queue_depth = 8;
+    (o.queue_depth, o.unsettled) = (8, Unsettled::separate());
     o
 }
 

@@ -10,7 +10,9 @@ use crate::rig::{NQN, Rig, Script};
 use crate::{Shape, Target};
 use aio::{BlockDevice as _, IoStatus, Opcode};
 use nvme::{HostId, Nqn};
-use nvmf::initiator::{DiscoveryEntry, Error, NvmfDevice, Options, PeerFault, discover_with};
+use nvmf::initiator::{
+    DiscoveryEntry, Error, NvmfDevice, Options, PeerFault, Recovery, Unsettled, discover_with,
+};
 use sim::client::{Client, Op};
 use std::cell::RefCell;
 use std::mem::discriminant;
@@ -29,6 +31,8 @@ const DATA_DIGEST: u8 = 2;
 const KEEP_ALIVE: u8 = 4;
 /// Settings: read the discovery log instead.
 const DISCOVERY: u8 = 8;
+/// Settings: connect again after a loss.
+const RECOVER: u8 = 16;
 /// Longer than all time limits of the initiator one after the other, in virtual time.
 const LIMIT: Duration = Duration::from_secs(3_600);
 
@@ -70,6 +74,9 @@ fn what(fault: PeerFault) -> u64 {
         PeerFault::Timeout => 4,
         PeerFault::Closed => 5,
         PeerFault::ControllerFatal => 6,
+        PeerFault::Restarted => 7,
+        PeerFault::Refused(status) => 8 << 32 | u64::from(status.bits()),
+        PeerFault::Changed(what) => 9 << 32 | what.len() as u64,
     }
 }
 
@@ -88,6 +95,11 @@ fn options(settings: u8) -> Options {
         io_timeout: Duration::from_secs(2),
         admin_timeout: Duration::from_secs(2),
         connect_timeout: Duration::from_secs(1),
+        recovery: Recovery {
+            ctrl_loss: (settings & RECOVER != 0).then_some(Duration::from_secs(5)),
+            ..Recovery::default()
+        },
+        unsettled: Unsettled::separate(),
         ..Options::new(SocketAddr::from(([127, 0, 0, 1], 8420)), subnqn)
     }
 }
@@ -194,7 +206,7 @@ fn ops(device: &NvmfDevice) -> Vec<Op> {
 fn seeds() -> Vec<Vec<u8>> {
     use crate::rig::{Kind, record};
     let digests = HEADER_DIGEST | DATA_DIGEST;
-    let mut seeds = vec![vec![0, 0], vec![digests, 0], vec![KEEP_ALIVE, 40], vec![DISCOVERY, 0]];
+    let mut seeds = vec![vec![0, 0], vec![digests, 0], vec![KEEP_ALIVE, 40], vec![RECOVER, 0], vec![DISCOVERY, 0]];
     let mut lie = |settings, records: &[Vec<u8>]| seeds.push([vec![settings, 0], records.concat()].concat());
     // Within ICResp; the first response; Identify data; an I/O queue's first answers; the end of everything.
     lie(0, &[record(0, Kind::Set, 8, 1, &[])]);

@@ -14,7 +14,7 @@ use aio::reactor::Core;
 use aio::uri::DeviceUri;
 use aio::{BlockDevice, IoStatus};
 use nvme::{HostId, Nqn};
-use nvmf::initiator::{NvmfDevice, Options};
+use nvmf::initiator::{NvmfDevice, Options, Unsettled};
 use nvmf::target::TargetConfig;
 use nvmf::target::core::CoreConfig;
 
@@ -23,6 +23,7 @@ use crate::fake::{FakeTarget, Trick};
 use crate::net::NetConfig;
 use crate::rng::Rng;
 use crate::seeds::{Outcome, Scenario, Violation};
+use crate::steady::Steady;
 use crate::target::SimTarget;
 use crate::workload::Workload;
 use crate::world::World;
@@ -115,7 +116,8 @@ fn disk(world: &World, rng: &mut Rng) -> Result<Arc<dyn BlockDevice>, Violation>
     if rng.chance_ppm(400_000) {
         let uri = format!("malloc:///disk?num_blocks=1024&blk_size={block_bytes}&uuid={DISK_UUID}");
         let uri: DeviceUri = uri.parse().map_err(|e| Violation::new(format!("{e}")))?;
-        return aio::devices::create(&uri).map_err(|e| Violation::new(format!("no disk: {e}")));
+        let disk = aio::devices::create(&uri).map_err(|e| Violation::new(format!("no disk: {e}")))?;
+        return Ok(Arc::new(Steady(disk)));
     }
     let mut config = SimConfig::new(block_bytes, 1024, rng.next_u64());
     if rng.chance_ppm(500_000) {
@@ -143,6 +145,7 @@ fn options(rng: &mut Rng) -> Options {
         queue_depth: rng.between(1, 32) as u16,
         kato_ms: *rng.pick(&[0, 500, 10_000]),
         io_timeout: Duration::from_secs(10),
+        unsettled: Unsettled::separate(),
         ..Options::new(TARGET, subnqn())
     }
 }
