@@ -206,7 +206,8 @@ fn ops(device: &NvmfDevice) -> Vec<Op> {
 fn seeds() -> Vec<Vec<u8>> {
     use crate::rig::{Kind, record};
     let digests = HEADER_DIGEST | DATA_DIGEST;
-    let mut seeds = vec![vec![0, 0], vec![digests, 0], vec![KEEP_ALIVE, 40], vec![RECOVER, 0], vec![DISCOVERY, 0]];
+    let mut seeds =
+        vec![vec![0, 0], vec![digests, 0], vec![KEEP_ALIVE, 40], vec![RECOVER, 0], vec![DISCOVERY, 0]];
     let mut lie = |settings, records: &[Vec<u8>]| seeds.push([vec![settings, 0], records.concat()].concat());
     // Within ICResp; the first response; Identify data; an I/O queue's first answers; the end of everything.
     lie(0, &[record(0, Kind::Set, 8, 1, &[])]);
