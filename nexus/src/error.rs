@@ -2,6 +2,7 @@
 
 use aio::DeviceError;
 
+use crate::fencing::Unreserved;
 use crate::membership::StoreError;
 
 /// A failed operation on a nexus or one of its children.
@@ -88,6 +89,38 @@ pub enum NexusError {
         #[source]
         source: DeviceError,
     },
+    /// The child cannot be reserved.
+    #[error(
+        "child {child} of nexus {nexus} cannot be reserved: its target has no NVMe reservations; use another target, or \
+         create the nexus without a reservation key"
+    )]
+    NoReservations {
+        /// The nexus.
+        nexus: String,
+        /// The child.
+        child: String,
+    },
+    /// The child was not reserved.
+    #[error("child {child} of nexus {nexus} could not be reserved: {source}")]
+    Reserve {
+        /// The nexus.
+        nexus: String,
+        /// The child.
+        child: String,
+        /// Why.
+        #[source]
+        source: aio::facets::FacetError,
+    },
+    /// Somebody else reserved the child meanwhile.
+    #[error(
+        "child {child} of nexus {nexus} is reserved by another host; which of the two is to have the volume?"
+    )]
+    NotHolder {
+        /// The nexus.
+        nexus: String,
+        /// The child.
+        child: String,
+    },
     /// Without this child there would be no data.
     #[error(
         "child {child} is the last healthy one of nexus {nexus}: rebuild another one first, or destroy the nexus"
@@ -166,4 +199,14 @@ pub enum NexusError {
     /// The home core of the nexus is gone, or the nexus was destroyed meanwhile.
     #[error("nexus {0} is gone")]
     Gone(String),
+}
+
+impl NexusError {
+    pub(crate) fn unreserved(nexus: String, child: String, why: Unreserved) -> Self {
+        match why {
+            Unreserved::Unsupported => Self::NoReservations { nexus, child },
+            Unreserved::Failed(source) => Self::Reserve { nexus, child, source },
+            Unreserved::NotHolder => Self::NotHolder { nexus, child },
+        }
+    }
 }

@@ -7,7 +7,7 @@
 //! - [`rebuild`]: copies to a child what it lacks. - `dirty`: what a child that is away misses.
 //! - `locks`: ranges that are being written, over all cores.
 //! - [`membership`]: who is healthy, where it outlives the process. - [`layout`]: where the data stands on a child.
-//! - [`child`]: states and reasons. - [`error`]: why an operation is refused. - `shared`: what all cores see.
+//! - [`fencing`]: keeping others from the children. - [`child`]: states and reasons. - [`error`]: why an operation is refused. - `shared`: what all cores see.
 //! - [`stats`]: what it was asked to do.
 //!
 //! A nexus knows its children by the block-device contract only.
@@ -17,6 +17,7 @@ mod channel;
 pub mod child;
 mod dirty;
 pub mod error;
+pub mod fencing;
 mod home;
 pub mod layout;
 mod locks;
@@ -28,6 +29,7 @@ pub mod stats;
 
 pub use child::{ChildInfo, ChildState, Fault, NexusState};
 pub use error::NexusError;
+pub use fencing::{Preempt, Reservation};
 pub use membership::{MemberRecord, MembershipStore, NoStore, Record, StoreError};
 pub use nexus::{ChildSpec, CreateNexus, Nexus};
 

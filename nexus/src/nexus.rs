@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::channel::NexusChannel;
 use crate::child::{ChildInfo, Fault, MAX_CHILDREN, NexusState};
 use crate::error::NexusError;
+use crate::fencing::{self, Reservation};
 use crate::home::{self, Home, NewChild};
 use crate::layout;
 use crate::membership::{MembershipStore, Record};
@@ -44,6 +45,8 @@ pub struct CreateNexus {
     pub offers: Capabilities,
     /// Its children; all of them hold the same data.
     pub children: Vec<ChildSpec>,
+    /// How it keeps others from them; `None` = it does not.
+    pub reservation: Option<Reservation>,
 }
 
 /// A nexus. Clones are one nexus. It lives until [`destroy`](Self::destroy).
@@ -53,19 +56,29 @@ pub struct CreateNexus {
 pub struct Nexus(Arc<Shared>);
 
 impl Nexus {
-    /// Makes a nexus whose decisions are made on `core`. The record of members is saved before anything else.
+    /// Makes a nexus whose decisions are made on `core`. First the children are reserved, if asked for, then the record of
+    /// members is saved.
     ///
     /// Without a record of before, all children hold the same data. With one, those are in sync of which it says so, or a single
     /// one of them when the end was not in order; the others are members, and are rebuilt.
     ///
     /// # Errors
-    /// Children that do not fit, none that is in sync, or a record that could not be read or saved; nothing is left then.
+    /// Children that do not fit, that cannot be reserved, none that is in sync, or a record that could not be read or saved;
+    /// nothing is left then but the reservations that were taken ([`fencing`](crate::fencing) says why).
     pub async fn create(
         core: CoreHandle,
         wish: CreateNexus,
         store: Arc<dyn MembershipStore>,
     ) -> Result<Self, NexusError> {
         let parts = describe(&wish, core.clone())?;
+        // Before the record is read: what an older nexus still does to the volume, it records first.
+        if let Some(reservation) = wish.reservation {
+            let nexus = wish.name.clone();
+            let children = wish.children.iter().map(|c| (c.uri.clone(), c.device.clone())).collect();
+            let gone = NexusError::Gone(nexus.clone());
+            let reserved = core.call(move || reserve_all(nexus, children, reservation)).await;
+            reserved.map_err(|_| gone)??;
+        }
         let failed = |source| NexusError::Membership { nexus: wish.name.clone(), source };
         let before = store.load().await.map_err(failed)?;
         // Without notes, nobody is known to have forgotten nothing.
@@ -94,7 +107,7 @@ impl Nexus {
             let children = wish.children.into_iter();
             let children =
                 children.map(|c| NewChild { uri: c.uri, device: c.device, uuid: c.uuid }).collect();
-            Home::start(here, shared, store, children, record, notes, wish.size_bytes);
+            Home::start(here, shared, store, children, record, notes, wish.size_bytes, wish.reservation);
         });
         started.await.map_err(|_| NexusError::Gone(nexus.0.name.clone()))?;
         Ok(nexus)
@@ -223,6 +236,19 @@ impl Nexus {
         })
         .await
     }
+}
+
+/// Reserves all children, one after the other.
+async fn reserve_all(
+    nexus: String,
+    children: Vec<(String, Arc<dyn BlockDevice>)>,
+    reservation: Reservation,
+) -> Result<(), NexusError> {
+    for (child, device) in children {
+        let reserved = fencing::reserve(&*device, &reservation).await;
+        reserved.map_err(|why| NexusError::unreserved(nexus.clone(), child, why))?;
+    }
+    Ok(())
 }
 
 /// Checks the children against each other.

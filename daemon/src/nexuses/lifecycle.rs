@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use aio::reactor::CoreHandle;
 use aio::{BlockDevice, Capabilities};
-use nexus::{CreateNexus, Record};
+use nexus::{CreateNexus, Preempt, Record};
+use nvme::reservation::ReservationType;
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -169,6 +170,7 @@ impl Engine {
             size_bytes: wish.size_bytes,
             offers: OFFERS,
             children: cast.healthy.iter().map(OpenChild::spec).collect(),
+            reservation: wish.reservation.as_ref().and_then(reservation),
         };
         let made = nexus::Nexus::create(self.home_of_next_nexus(), create, store).await;
         let mirror = made.map_err(NexusOp::Create.failed())?;
@@ -294,6 +296,21 @@ impl Engine {
         let children = |e: &NexusEntry| e.children.iter().map(|c| c.uri.clone()).collect();
         lasting.map(|e| desired::Nexus { children: children(&e), ..e.wish }).collect()
     }
+}
+
+/// How it keeps others from its children. Mayastor does that only where `NEXUS_NVMF_RESV_ENABLE` is set; here the request
+/// alone decides, unless the variable says no.
+fn reservation(wish: &desired::Reservation) -> Option<nexus::Reservation> {
+    let switch = std::env::var("NEXUS_NVMF_RESV_ENABLE").unwrap_or_default();
+    if matches!(switch.as_str(), "0" | "false" | "no" | "off") {
+        return None;
+    }
+    let preempt = match (wish.preempt_holder, wish.preempt_key) {
+        (true, _) => Preempt::Holder,
+        (false, Some(key)) => Preempt::Key(key),
+        (false, None) => Preempt::Nobody,
+    };
+    Some(nexus::Reservation { key: wish.key, rtype: ReservationType::new(wish.rtype), preempt })
 }
 
 /// What hosts know it by: its name, where that is a uuid.

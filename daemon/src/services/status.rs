@@ -175,6 +175,9 @@ fn mirror_code(op: NexusOp, error: &MirrorError) -> Code {
             | M::Membership { .. }
             | M::NoSource { .. }
             | M::RebuildExists { .. }
+            | M::NoReservations { .. }
+            | M::Reserve { .. }
+            | M::NotHolder { .. }
             | M::RebuildState { .. },
         ) => Code::Internal,
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use aio::{BlockDevice, Core, DeviceError, IoStatus};
 
+use super::fan::is_conflict;
 use super::inner::{Gate, Inner};
 use super::link::Link;
 use super::slot::{Slot, Step};
@@ -91,7 +92,10 @@ pub(crate) fn freeze(peer: PeerId) -> Vec<(usize, IoStatus)> {
     for &index in &inner.parked {
         let slot = &inner.slots[index as usize];
         for place in places(slot.failed) {
-            failed[place].get_or_insert(slot.answers[place]);
+            let noted = failed[place].get_or_insert(slot.answers[place]);
+            if is_conflict(slot.answers[place]) {
+                *noted = slot.answers[place];
+            }
         }
     }
     failed.iter().enumerate().filter_map(|(place, f)| f.map(|f| (place, f))).collect()
@@ -223,6 +227,7 @@ impl Inner {
             slot.parked = false;
             match verdict {
                 Verdict::Fail(status) => self.complete(index, status, 0),
+                _ if slot.fenced => self.park(index),
                 Verdict::Repeat => self.launch(index),
                 Verdict::Settle | Verdict::Wait if slot.step == Step::Change => self.settle(index),
                 Verdict::Settle | Verdict::Wait => self.launch(index),

@@ -18,6 +18,11 @@ pub(crate) fn is_gone(status: IoStatus) -> bool {
     status.is_path() || status.is(IoStatus::NAMESPACE_NOT_READY) || status.is(IoStatus::ABORT_REQUESTED)
 }
 
+/// What says that another nexus has taken the child over.
+pub(crate) fn is_conflict(status: IoStatus) -> bool {
+    status.is(IoStatus::RESERVATION_CONFLICT)
+}
+
 /// What says that blocks of a child are bad, and nothing else of it.
 fn is_bad_media(status: IoStatus) -> bool {
     status.sct() == nvme::status::sct::MEDIA && !status.is(IoStatus::COMPARE_FAILURE)
@@ -128,6 +133,7 @@ impl Inner {
         if slot.status.is_success() {
             slot.status = status;
         }
+        slot.fenced |= is_conflict(status);
         match slot.step {
             // The parking reports it, with all that failed.
             Step::Change => {}
@@ -163,6 +169,10 @@ impl Inner {
     /// Every member has made the change.
     #[inline]
     fn changed(&mut self, index: u32, result: u64) {
+        if let Gate::Failed(status) = self.gate {
+            // Children that it was still to be offered to went without a record of that.
+            return self.complete(index, status, 0);
+        }
         let slot = &mut self.slots[index as usize];
         if slot.ranges.is_empty() {
             return self.complete(index, IoStatus::SUCCESS, result);
@@ -174,6 +184,9 @@ impl Inner {
     /// A child could not read: another one may.
     fn read_failed(&mut self, index: u32) {
         let slot = &mut self.slots[index as usize];
+        if slot.fenced {
+            return self.park(index);
+        }
         if slot.status.is(IoStatus::COMPARE_FAILURE) {
             return self.complete(index, IoStatus::COMPARE_FAILURE, 0);
         }
@@ -192,6 +205,9 @@ impl Inner {
     /// in sync has made it (hazard H7).
     pub(super) fn settle(&mut self, index: u32) {
         let slot = &self.slots[index as usize];
+        if slot.fenced {
+            return self.park(index);
+        }
         let failed = slot.failed & self.members;
         let kept = places(failed & self.kept).next().map(|place| slot.answers[place]);
         match kept {
@@ -210,7 +226,7 @@ impl Inner {
 
     /// Waits for the home core's word.
     #[cold]
-    fn park(&mut self, index: u32) {
+    pub(super) fn park(&mut self, index: u32) {
         if let Gate::Failed(status) = self.gate {
             return self.complete(index, status, 0);
         }
@@ -219,8 +235,10 @@ impl Inner {
             slot.parked = true;
             self.parked.push(index);
         }
-        let (failed, answers) = (slot.failed & self.members, slot.answers);
-        for place in places(failed) {
+        // A child that went meanwhile is no concern any more, unless it said that this nexus was shut out.
+        let (failed, answers) = (slot.failed, slot.answers);
+        let members = self.members;
+        for place in places(failed).filter(|&p| members & 1 << p != 0 || is_conflict(answers[p])) {
             self.note_failure(place, answers[place]);
         }
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use aio::device::Sleep;
 use aio::{BlockRange, Busy, Completion, Core, Io, IoFlags, IoStatus, Opcode, Token, check, sgmem};
 
+use super::fan::is_conflict;
 use super::link::Link;
 use super::slot::Slot;
 use crate::child::{MAX_CHILDREN, Mask, places};
@@ -288,7 +289,10 @@ impl Inner {
 
     /// Notes what the home core is to hear of a child.
     pub(super) fn note_failure(&mut self, place: usize, status: IoStatus) {
-        self.failures[place].get_or_insert(status);
+        let noted = self.failures[place].get_or_insert(status);
+        if is_conflict(status) {
+            *noted = status;
+        }
         self.report_due = true;
     }
 

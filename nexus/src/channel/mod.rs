@@ -22,7 +22,7 @@ mod link;
 mod slot;
 
 pub(crate) use apply::{OpenFailed, PeerId, Table, Verdict, apply, freeze, gone, passed, quiet};
-pub(crate) use fan::is_gone;
+pub(crate) use fan::{is_conflict, is_gone};
 pub(crate) use inner::Gate;
 
 use std::cell::RefCell;

@@ -57,6 +57,8 @@ pub(super) struct Slot {
     pub(super) arrived: Instant,
     /// What it moves.
     pub(super) bytes: u64,
+    /// A child refused it because another nexus has taken that child over: it is never acknowledged.
+    pub(super) fenced: bool,
     /// It waits for its blocks.
     pub(super) waits: bool,
     /// It waits for the home core's word on the children that failed.
@@ -88,6 +90,7 @@ impl Slot {
             started: Instant::from_ns(0),
             arrived: Instant::from_ns(0),
             bytes: 0,
+            fenced: false,
             waits: false,
             parked: false,
         }
@@ -125,6 +128,7 @@ impl Slot {
     pub(super) fn begin(&mut self) {
         (self.pending, self.flying, self.done, self.failed, self.bad_media) = (0, 0, 0, 0, 0);
         self.status = IoStatus::SUCCESS;
+        self.fenced = false;
         self.parked = false;
     }
 

@@ -11,6 +11,7 @@ use crate::channel::Verdict;
 use crate::child::{ChildState, Fault, MAX_CHILDREN};
 use crate::dirty::DirtyMap;
 use crate::error::NexusError;
+use crate::fencing;
 use crate::layout;
 use crate::membership::Record;
 use crate::rebuild::{self, Job, RebuildState, RebuildStats};
@@ -26,6 +27,10 @@ pub(crate) struct NewChild {
 impl Home {
     /// Adds a child, which lacks everything.
     pub(crate) async fn add_child(self: &Rc<Self>, new: NewChild) -> Result<(), NexusError> {
+        self.check_open("add a child to")?;
+        self.check_fits(&new)?;
+        // Another host answers this: no decision waits for it.
+        self.reserve(&new.uri, &*new.device).await?;
         let _pass = self.gate.enter().await;
         self.check_open("add a child to")?;
         self.check_fits(&new)?;
@@ -56,6 +61,13 @@ impl Home {
     /// A map of what hosts change from now on, for a child that is to become a member.
     pub(super) fn note_writes(&self) -> Option<Arc<DirtyMap>> {
         Some(Arc::new(DirtyMap::clean(self.shared.size(), self.shared.geometry.block_bytes)))
+    }
+
+    /// Reserves a device that is to be a child, where that is asked for.
+    async fn reserve(&self, uri: &str, device: &dyn BlockDevice) -> Result<(), NexusError> {
+        let Some(reservation) = &self.reservation else { return Ok(()) };
+        let reserved = fencing::reserve(device, reservation).await;
+        reserved.map_err(|why| NexusError::unreserved(self.name(), uri.to_owned(), why))
     }
 
     fn check_fits(&self, new: &NewChild) -> Result<(), NexusError> {
@@ -201,6 +213,9 @@ impl Home {
         uri: &str,
         device: Arc<dyn BlockDevice>,
     ) -> Result<bool, NexusError> {
+        self.check_open("take a child back into use in")?;
+        self.place_of(uri)?;
+        self.reserve(uri, &*device).await?;
         let _pass = self.gate.enter().await;
         self.check_open("take a child back into use in")?;
         let place = self.place_of(uri)?;
@@ -323,6 +338,9 @@ impl Home {
             }
             let (core, shared) = (home.core.clone(), home.shared.clone());
             let copied = rebuild::run(core, shared, job.clone(), sources, to).await;
+            if copied.as_ref().is_err_and(rebuild::CopyError::is_conflict) {
+                home.fenced().await;
+            }
             home.rebuilt(&job, copied.is_ok()).await;
         }));
         true

@@ -31,10 +31,11 @@ use aio::{BlockDevice, BlockRange, Core, CoreHandle, DeviceError, DeviceEvent, I
 use uuid::Uuid;
 
 use self::marks::Rounds;
-use crate::channel::{self, Gate, OpenFailed, PeerId, Table, Verdict};
+use crate::channel::{self, Gate, OpenFailed, PeerId, Table, Verdict, is_conflict};
 use crate::child::{ChildInfo, ChildState, MAX_CHILDREN, Mask, NexusState};
 use crate::dirty::{DirtyMap, Logs};
 use crate::error::NexusError;
+use crate::fencing::Reservation;
 use crate::membership::{MembershipStore, Record};
 use crate::rebuild::{History, Job};
 use crate::shared::Shared;
@@ -105,6 +106,8 @@ pub(crate) struct Home {
     pub(crate) shared: Arc<Shared>,
     pub(crate) core: Core,
     store: Arc<dyn MembershipStore>,
+    /// How it keeps others from its children.
+    reservation: Option<Reservation>,
     gate: OneAtATime,
     state: RefCell<State>,
     /// Failures that channels told, by place, and nobody has looked at.
@@ -123,6 +126,14 @@ pub(crate) fn find(nexus: Uuid) -> Option<Rc<Home>> {
     HOMES.with_borrow(|h| h.get(&nexus).cloned())
 }
 
+/// The first failure of a child says how it failed; but that this nexus was shut out says more than that.
+fn note(failures: &mut BTreeMap<usize, IoStatus>, place: usize, status: IoStatus) {
+    let noted = failures.entry(place).or_insert(status);
+    if is_conflict(status) {
+        *noted = status;
+    }
+}
+
 /// Tells the home core of failures and of blocks that cannot be read. False when its mailbox is full.
 pub(crate) fn report(
     shared: &Arc<Shared>,
@@ -133,7 +144,7 @@ pub(crate) fn report(
     let told = shared.home.post(move || {
         let Some(home) = find(nexus) else { return };
         for (place, status) in failures {
-            home.failures.borrow_mut().entry(place).or_insert(status);
+            note(&mut home.failures.borrow_mut(), place, status);
         }
         home.bad_ranges.borrow_mut().extend(bad_ranges);
         home.look();
@@ -181,6 +192,7 @@ impl Home {
         record: Record,
         notes: Notes,
         requested_bytes: u64,
+        reservation: Option<Reservation>,
     ) -> Rc<Self> {
         let mut places = [const { None }; MAX_CHILDREN];
         let order = (0..children.len()).collect();
@@ -212,6 +224,7 @@ impl Home {
             shared,
             core,
             store,
+            reservation,
             gate: OneAtATime::default(),
             state: RefCell::new(state),
             failures: RefCell::default(),
@@ -369,7 +382,7 @@ impl Home {
             let id = peer.id;
             let frozen = peer.core.call(move || async move { channel::freeze(id) });
             for (place, status) in frozen.await.unwrap_or_default() {
-                failures.entry(place).or_insert(status);
+                note(&mut failures, place, status);
             }
         }
         failures

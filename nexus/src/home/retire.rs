@@ -9,6 +9,8 @@
 //! 4. Every channel takes them out. From then on no read goes to them.
 //! 5. Only then the waiting writes are acknowledged, and admission goes on.
 //!
+//! A child that answers Reservation Conflict is not retired: this nexus was shut out ([`crate::fencing`]), and ends.
+//!
 //! When the record cannot be saved the nexus shuts itself down: what waits fails, and nothing is acknowledged that could
 //! be forgotten. When no child can be reached, I/O waits until one comes back.
 
@@ -19,8 +21,8 @@ use std::time::SystemTime;
 
 use aio::IoStatus;
 
-use super::{Home, Life};
-use crate::channel::{self, Verdict, is_gone};
+use super::{Home, Life, note};
+use crate::channel::{self, Verdict, is_conflict, is_gone};
 use crate::child::{ChildState, Fault, Mask, places};
 use crate::dirty::DirtyMap;
 use crate::membership::StoreError;
@@ -34,16 +36,16 @@ impl Home {
         }
         let mut failures = failures;
         for (place, status) in self.freeze().await {
-            failures.entry(place).or_insert(status);
+            note(&mut failures, place, status);
+        }
+        if failures.values().any(|s| is_conflict(*s)) {
+            // Somebody else owns the volume now: its children are his, and healthy. Also one that is out already tells.
+            return self.end(Life::Shutdown).await;
         }
         failures.retain(|&place, _| self.is_member(place));
         if self.state.borrow().life == Life::Lost {
             // The news of children that are out already.
             return self.settle(Verdict::Wait).await;
-        }
-        if failures.values().any(|s| s.is(IoStatus::RESERVATION_CONFLICT)) {
-            // Somebody else owns the volume now: its children are his, and healthy.
-            return self.end(Life::Shutdown).await;
         }
         let failed = failures.keys().fold(0, |mask: Mask, place| mask | 1 << place);
         let synced = self.synced();
@@ -62,6 +64,15 @@ impl Home {
         self.state.borrow_mut().life = Life::Lost;
         self.mark_out(kept, ChildState::Faulted(fault(kept)));
         self.settle(Verdict::Wait).await;
+    }
+
+    /// A child refused a copy because another nexus has taken it over.
+    pub(super) async fn fenced(self: &Rc<Self>) {
+        let _pass = self.gate.enter().await;
+        if self.check_open("use").is_ok() {
+            self.freeze().await;
+            self.end(Life::Shutdown).await;
+        }
     }
 
     /// A child's channel could not be opened on some core. For a decision that is being made already, and never for the

@@ -8,6 +8,7 @@ use aio::facade::{ByteRange, IoError};
 use aio::{BlockDevice, BlockRange, Capabilities, Core, Descriptor, DeviceError, DmaBuf};
 
 use super::{Job, RebuildState};
+use crate::channel::is_conflict;
 use crate::dirty::SEGMENT_BYTES;
 use crate::home;
 use crate::layout;
@@ -56,9 +57,16 @@ pub(crate) enum CopyError {
     /// The core has no memory for buffers.
     NoMemory,
     /// The source cannot be read.
-    Read(#[expect(dead_code, reason = "for debug output")] IoError),
+    Read(IoError),
     /// The child cannot be written.
-    Write(#[expect(dead_code, reason = "for debug output")] IoError),
+    Write(IoError),
+}
+
+impl CopyError {
+    /// The nexus was shut out.
+    pub(crate) fn is_conflict(&self) -> bool {
+        matches!(self, Self::Read(IoError::Status(s)) | Self::Write(IoError::Status(s)) if is_conflict(*s))
+    }
 }
 
 /// Both ends of a rebuild.

@@ -17,7 +17,7 @@
 mod copy;
 mod history;
 
-pub(crate) use copy::{hold, run, segment_buf};
+pub(crate) use copy::{CopyError, hold, run, segment_buf};
 pub use history::{History, RebuildRecord};
 
 use std::cell::{Cell, RefCell};

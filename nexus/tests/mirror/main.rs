@@ -2,11 +2,14 @@
 //!
 //! - [`world`]: a nexus, its disks, its record. - `faults`: children fail. - `order`: writes that overlap.
 //! - [`replica`]: a disk that tells what changed. - `resync`: what is copied when children come back.
+//! - `fencing`: two nexuses of one volume, over [`guard`]ed disks.
 //! - `copies`: rebuilds and repairs. - `walk`: everything at random, beside a model.
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
 mod copies;
 mod faults;
+mod fencing;
+mod guard;
 mod order;
 mod replica;
 mod resync;

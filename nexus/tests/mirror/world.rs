@@ -68,7 +68,7 @@ impl Slow {
     }
 }
 
-struct Handle(Arc<Slow>);
+pub(crate) struct Handle(pub(crate) Arc<Slow>);
 
 impl MembershipStore for Handle {
     fn load(&self) -> Loading<Record> {
@@ -131,6 +131,7 @@ fn open(
         size_bytes: (BLOCKS + 1) * BLOCK,
         offers: aio::Capabilities::all(),
         children: members.iter().map(|&n| spec(n, &devices[n])).collect(),
+        reservation: None,
     };
     let nexus = rig.run(Nexus::create(rig.home(), wish, Arc::new(Handle(store.clone()))));
     let host = nexus.as_ref().ok().map(|nexus| {

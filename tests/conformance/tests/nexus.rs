@@ -69,9 +69,15 @@ impl Fixture for Mirrors {
             })
             .collect();
         let uuid = uuid::Uuid::from_u128(u128::from(number) + 1);
-        let offers = aio::Capabilities::all();
-        let wish =
-            CreateNexus { name: format!("n{number}"), uuid, device_uuid: uuid, size_bytes, offers, children };
+        let wish = CreateNexus {
+            name: format!("n{number}"),
+            uuid,
+            device_uuid: uuid,
+            size_bytes,
+            offers: aio::Capabilities::all(),
+            children,
+            reservation: None,
+        };
         let nexus = block_on(driver, Nexus::create(home, wish, Arc::new(NoStore))).expect("a nexus");
         let mut made = self.made.lock().expect("no panic");
         made.push(nexus.clone());
