@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use aio::device::{EventSink, Subscription};
 use aio::devices::events::EventHub;
+use aio::facets::Reservations;
 use aio::reactor::Core;
 use aio::{
     BlockCount, BlockDevice, Capabilities, DeviceError, DeviceEvent, Geometry, IoChannel, LocalBoxFuture,
@@ -131,6 +132,11 @@ impl NvmfDevice {
     pub async fn io_command(&self, request: IoRequest) -> Result<AdminReply, Error> {
         let answer = self.shared.home.command(|tx| Request::Io(request, tx)).await;
         answer.unwrap_or_else(|| Err(Error::Gone(self.shared.name.clone())))
+    }
+
+    /// Its namespace takes reservations.
+    pub(super) fn can_be_reserved(&self) -> bool {
+        self.shared.namespace.reservable
     }
 
     /// False once no path will ever work again: all I/O fails from then on.
@@ -334,6 +340,10 @@ impl BlockDevice for NvmfDevice {
 
     fn snapshots(&self) -> Option<&dyn Snapshots> {
         self.with_facet(Facets::SNAPSHOTS).map(|device| device as &dyn Snapshots)
+    }
+
+    fn reservations(&self) -> Option<&dyn Reservations> {
+        self.with_reservations().map(|device| device as &dyn Reservations)
     }
 
     fn open_channel(&self) -> LocalBoxFuture<'_, Result<Box<dyn IoChannel>, DeviceError>> {

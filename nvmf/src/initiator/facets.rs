@@ -70,7 +70,7 @@ impl NvmfDevice {
             .map_err(|error| self.facet_error(what, error))
     }
 
-    fn facet_error(&self, what: &'static str, error: Error) -> FacetError {
+    pub(super) fn facet_error(&self, what: &'static str, error: Error) -> FacetError {
         let device = self.name().to_owned();
         match error {
             Error::Gone(_) => FacetError::Gone { device },

@@ -10,7 +10,7 @@
 //! - [`Options`]: where and how to connect, from a URI.
 //! - `request`: what an I/O becomes on the wire. - `queue`, `slot`: one queue pair over TCP.
 //! - `namespace`: a namespace's shape and limits. - `facets`: what it can do beyond I/O, where its target tells.
-//! - `calls`, `connect`: commands as futures, for everything but I/O. - `memory`: pieces of the caller's memory.
+//! - `facets`, `reservations`: what a namespace can do beyond I/O. - `calls`, `connect`: commands as futures, for everything but I/O. - `memory`: pieces of the caller's memory.
 //!
 //! # Data path
 //! `submit` turns an I/O into a command in a slot and a capsule in the transmit list; `kick` sends all capsules of
@@ -102,6 +102,7 @@ mod path;
 mod queue;
 mod recovery;
 mod request;
+mod reservations;
 mod signal;
 mod slot;
 mod stats;

@@ -3,7 +3,7 @@
 use aio::{BlockCount, Capabilities, Geometry};
 use nvme::Nsid;
 use nvme::identify::controller::{Fuses, Oncs, Vwc};
-use nvme::identify::namespace::{Dlfeat, Nsattr, Nsfeat};
+use nvme::identify::namespace::{Dlfeat, Nsattr, Nsfeat, Rescap};
 use nvme::identify::{IdentifyController, IdentifyNamespace, NamespaceIds, NvmIdentifyController};
 use uuid::Uuid;
 
@@ -29,6 +29,8 @@ pub(super) struct Namespace {
     pub(super) geometry: Geometry,
     pub(super) limits: Limits,
     pub(super) size: BlockCount,
+    /// It takes reservations of every type.
+    pub(super) reservable: bool,
 }
 
 /// What the controller said about itself, as far as a namespace's limits depend on it.
@@ -80,7 +82,9 @@ impl Namespace {
                 .min(transfer_blocks),
             queue_depth: u32::from(c.depth),
         };
-        Ok(Self { geometry, limits, size: BlockCount(size) })
+        let every_type = nvme::reservation::capabilities(false).without(Rescap::IGNORE_EXISTING_KEY);
+        let reservable = c.identify.oncs.contains(Oncs::RESERVATIONS) && ns.rescap.contains(every_type);
+        Ok(Self { geometry, limits, size: BlockCount(size), reservable })
     }
 }
 
