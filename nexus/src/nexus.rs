@@ -107,7 +107,7 @@ impl Nexus {
             let children = wish.children.into_iter();
             let children =
                 children.map(|c| NewChild { uri: c.uri, device: c.device, uuid: c.uuid }).collect();
-            Home::start(here, shared, store, children, record, notes, wish.size_bytes, wish.reservation);
+            Home::start(here, shared, store, children, record, notes, wish.size_bytes);
         });
         started.await.map_err(|_| NexusError::Gone(nexus.0.name.clone()))?;
         Ok(nexus)
@@ -287,6 +287,7 @@ fn describe(wish: &CreateNexus, home: CoreHandle) -> Result<SharedParts, NexusEr
         device_uuid: wish.device_uuid,
         home,
         geometry,
+        reservation: wish.reservation,
         capabilities: layout::capabilities(&devices) & (wish.offers | Capabilities::VOLATILE_CACHE),
         size,
     })

@@ -6,6 +6,7 @@ use aio::devices::events::EventHub;
 use aio::{BlockCount, Capabilities, CoreHandle, DeviceEvent, Geometry};
 use uuid::Uuid;
 
+use crate::fencing::Reservation;
 use crate::locks::RangeLocks;
 use crate::stats::StatsHub;
 
@@ -20,6 +21,8 @@ pub(crate) struct Shared {
     pub(crate) home: CoreHandle,
     pub(crate) geometry: Geometry,
     pub(crate) capabilities: Capabilities,
+    /// How it keeps others from its children.
+    pub(crate) reservation: Option<Reservation>,
     pub(crate) locks: RangeLocks,
     pub(crate) events: EventHub,
     pub(crate) stats: StatsHub,
@@ -42,6 +45,7 @@ pub(crate) struct SharedParts {
     pub(crate) home: CoreHandle,
     pub(crate) geometry: Geometry,
     pub(crate) capabilities: Capabilities,
+    pub(crate) reservation: Option<Reservation>,
     pub(crate) size: BlockCount,
 }
 
@@ -55,6 +59,7 @@ impl Shared {
             locks: RangeLocks::new(parts.geometry.block_bytes),
             geometry: parts.geometry,
             capabilities: parts.capabilities,
+            reservation: parts.reservation,
             events: EventHub::default(),
             stats: StatsHub::default(),
             blocks: AtomicU64::new(parts.size.0),

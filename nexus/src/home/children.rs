@@ -65,7 +65,7 @@ impl Home {
 
     /// Reserves a device that is to be a child, where that is asked for.
     async fn reserve(&self, uri: &str, device: &dyn BlockDevice) -> Result<(), NexusError> {
-        let Some(reservation) = &self.reservation else { return Ok(()) };
+        let Some(reservation) = &self.shared.reservation else { return Ok(()) };
         let reserved = fencing::reserve(device, reservation).await;
         reserved.map_err(|why| NexusError::unreserved(self.name(), uri.to_owned(), why))
     }

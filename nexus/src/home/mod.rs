@@ -35,7 +35,6 @@ use crate::channel::{self, Gate, OpenFailed, PeerId, Table, Verdict, is_conflict
 use crate::child::{ChildInfo, ChildState, MAX_CHILDREN, Mask, NexusState};
 use crate::dirty::{DirtyMap, Logs};
 use crate::error::NexusError;
-use crate::fencing::Reservation;
 use crate::membership::{MembershipStore, Record};
 use crate::rebuild::{History, Job};
 use crate::shared::Shared;
@@ -106,8 +105,6 @@ pub(crate) struct Home {
     pub(crate) shared: Arc<Shared>,
     pub(crate) core: Core,
     store: Arc<dyn MembershipStore>,
-    /// How it keeps others from its children.
-    reservation: Option<Reservation>,
     gate: OneAtATime,
     state: RefCell<State>,
     /// Failures that channels told, by place, and nobody has looked at.
@@ -192,7 +189,6 @@ impl Home {
         record: Record,
         notes: Notes,
         requested_bytes: u64,
-        reservation: Option<Reservation>,
     ) -> Rc<Self> {
         let mut places = [const { None }; MAX_CHILDREN];
         let order = (0..children.len()).collect();
@@ -224,7 +220,6 @@ impl Home {
             shared,
             core,
             store,
-            reservation,
             gate: OneAtATime::default(),
             state: RefCell::new(state),
             failures: RefCell::default(),

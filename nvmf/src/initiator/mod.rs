@@ -10,7 +10,8 @@
 //! - [`Options`]: where and how to connect, from a URI.
 //! - `request`: what an I/O becomes on the wire. - `queue`, `slot`: one queue pair over TCP.
 //! - `namespace`: a namespace's shape and limits. - `facets`: what it can do beyond I/O, where its target tells.
-//! - `facets`, `reservations`: what a namespace can do beyond I/O. - `calls`, `connect`: commands as futures, for everything but I/O. - `memory`: pieces of the caller's memory.
+//! - `reservations`: of a namespace, for the host that the device is connected for.
+//! - `calls`, `connect`: commands as futures, for everything but I/O. - `memory`: pieces of the caller's memory.
 //!
 //! # Data path
 //! `submit` turns an I/O into a command in a slot and a capsule in the transmit list; `kick` sends all capsules of
