@@ -60,6 +60,59 @@ fn h10_a_missing_disk_is_named_and_a_degraded_import_reads_what_is_there() {
     }
 }
 
+/// Whatever is asked of a pool that was opened without a disk, and whenever power fails meanwhile: nothing is written to the others, so
+/// that with it everything is there.
+#[test]
+fn h10_a_degraded_import_writes_nothing_whenever_it_is_cut_off() {
+    for turns in (20..400).step_by(60).chain([u64::MAX]) {
+        let rig = Rig::new();
+        let disks = [rig.disk("a", 4096, 40, true, 1), rig.disk("b", 4096, 40, true, 2)];
+        let disks = [&disks[0], &disks[1]];
+        let (pool, volume) = filled(&rig, &disks);
+        let d = open(&rig, &volume);
+        (0..BLOCKS).step_by(7).for_each(|block| write(&rig, &d, block * 2, block + 1));
+        rig.run(d.flush()).unwrap();
+        rig.run(d.close());
+        crash(&rig, pool, &disks);
+        for left in disks {
+            // A label and an anchor that want repair, too.
+            (8..9).chain(80..144).for_each(|block| left.flip_bit(Lba(block), 700));
+            let before = (left.stats().writes, left.stats().flushes);
+            let spec = ImportPool { degraded: true, ..ImportPool::default() };
+            let mut import = Box::pin(Pool::import(rig.home(), powered(&[left]), spec));
+            if let Some(pool) = rig.run_for(turns.min(1_000_000), import.as_mut()) {
+                let pool = pool.unwrap();
+                let d = open(&rig, &pool.volume(volume.uuid()).unwrap());
+                (0..BLOCKS).for_each(|block| _ = read(&rig, &d, block * 2));
+                assert!(!try_write(&rig, &d, 0, 5));
+                rig.run(d.flush()).unwrap();
+                rig.run(d.close());
+                if rig.run(pool.start_scrub(None)).is_ok() {
+                    rig.run(pool.scrub_ended()).unwrap();
+                }
+                assert!(rig.run(pool.checkpoint()).is_err());
+                assert!(rig.run(pool.remove_disk(left_name(left, &disks))).is_err());
+                assert!(rig.run(pool.destroy()).is_err());
+                // What is due when nobody asks for anything: notes, merges.
+                let _ = rig.run_for(300_000, std::future::pending::<()>());
+                let _ = rig.run(pool.export());
+            } else {
+                left.cut_power();
+                // It ends, well or not, now that its disk is gone.
+                if let Ok(pool) = rig.run(import) {
+                    let _ = rig.run(pool.export());
+                }
+            }
+            assert_eq!((left.stats().writes, left.stats().flushes), before, "after {turns} turns");
+        }
+        assert_filled(&rig, &import(&rig, &disks).unwrap(), &volume);
+    }
+}
+
+fn left_name(left: &SimDisk, disks: &[&SimDisk; 2]) -> String {
+    if std::ptr::eq(left, disks[0]) { "a".to_owned() } else { "b".to_owned() }
+}
+
 #[test]
 fn a_stale_disk_and_a_foreign_disk_are_refused_in_words() {
     let rig = Rig::new();
