@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 use aio::BlockDevice;
 use aio::reactor::Core;
 use nvmf::target::core::{CoreConfig, TargetCore};
-use nvmf::target::{NamespaceSpec, SubsystemSpec, Target, TargetConfig};
+use nvmf::target::{ListenerId, NamespaceSpec, SubsystemSpec, Target, TargetConfig};
 
 use crate::seeds::Violation;
 use crate::world::World;
@@ -41,12 +41,26 @@ impl SimTarget {
         config: TargetConfig,
         limits: &CoreConfig,
     ) -> Result<Self, Violation> {
+        Self::start_as(world, cores, addr, SubsystemSpec::new(nqn), device, config, limits)
+    }
+
+    /// The same for a subsystem of one's own choice.
+    pub fn start_as(
+        world: &World,
+        cores: &[Core],
+        addr: SocketAddr,
+        spec: SubsystemSpec,
+        device: Arc<dyn BlockDevice>,
+        config: TargetConfig,
+        limits: &CoreConfig,
+    ) -> Result<Self, Violation> {
+        let nqn = spec.nqn.clone();
         let fail = |what: &str| Violation::new(format!("the target cannot be set up: {what}"));
         let target = Target::new(config);
-        now(target.create_subsystem(SubsystemSpec::new(nqn)))
+        now(target.create_subsystem(spec))
             .ok_or_else(|| fail("it waits"))?
             .map_err(|e| fail(&e.to_string()))?;
-        now(target.add_namespace(nqn, NamespaceSpec::new(device)))
+        now(target.add_namespace(&nqn, NamespaceSpec::new(device)))
             .ok_or_else(|| fail("it waits"))?
             .map_err(|e| fail(&e.to_string()))?;
         let listener = target.add_listener(addr);
@@ -69,6 +83,13 @@ impl SimTarget {
             pollers.push(poller);
         }
         Ok(Self { target, cores: pollers })
+    }
+
+    /// Listens on another address, with core number `at`.
+    pub fn listen(&self, at: usize, addr: SocketAddr) -> Result<ListenerId, Violation> {
+        let id = self.target.add_listener(addr);
+        let listening = self.cores[at].borrow_mut().listen(id, addr);
+        listening.map(|_| id).map_err(|e| Violation::new(format!("the target does not listen: {e}")))
     }
 
     /// Connections that it has.

@@ -4,7 +4,7 @@
 //! while it had no buffer to spill into; two connections that needed the one spill buffer in the same turn; a queue of
 //! one entry that answered Busy for ever to a Compare and Write.
 
-use sim::scenarios::fabric;
+use sim::scenarios::{fabric, paths};
 use sim::seeds::check;
 
 #[test]
@@ -15,4 +15,9 @@ fn initiator_against_an_independent_controller() {
 #[test]
 fn initiator_against_the_target() {
     check(&fabric::NVMF, 150);
+}
+
+#[test]
+fn devices_with_paths_that_come_and_go() {
+    check(&paths::PATHS, 150);
 }

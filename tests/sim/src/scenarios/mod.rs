@@ -2,8 +2,9 @@
 
 pub mod bytes;
 pub mod fabric;
+pub mod paths;
 
 use crate::seeds::Scenario;
 
 /// Every scenario.
-pub const ALL: &[&Scenario] = &[&bytes::SCENARIO, &fabric::INITIATOR, &fabric::NVMF];
+pub const ALL: &[&Scenario] = &[&bytes::SCENARIO, &fabric::INITIATOR, &fabric::NVMF, &paths::PATHS];
