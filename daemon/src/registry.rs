@@ -4,14 +4,15 @@
 //! who exports them is the [`engine`](crate::engine)'s business.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use aio::reactor::CoreHandle;
 use aio::uri::NvmfUri;
 use aio::{BlockDevice, DeviceUri};
-use nvme::Nqn;
+use nvme::{HostId, Nqn};
 use nvmf::initiator::{NvmfDevice, Options, resolve};
 use tokio::task::spawn_blocking;
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::error::EngineError;
@@ -184,12 +185,32 @@ async fn open_remote(
     if let (None, Some(Ok(nqn))) = (&uri.hostnqn, wishes.hostnqn.map(Nqn::parse)) {
         options.hostnqn = nqn;
     }
+    let says_host = uri.others.iter().any(|(key, _)| key == "hostid");
+    if let (false, Some(hostid)) = (says_host, host_identifier()) {
+        options.hostid = hostid;
+    }
     let says_depth = uri.others.iter().any(|(key, _)| key == "queue_depth");
     if let (false, Some(depth)) = (says_depth, wishes.queue_depth) {
         options.queue_depth = depth;
     }
     let device = home.call(move || NvmfDevice::connect(options)).await?.map_err(failed)?;
     Ok(Opened { device: device.clone(), remote: Some(device) })
+}
+
+/// What this node is to targets that tell hosts apart by their identifier, as for reservations: `MAYASTOR_NVMF_HOSTID`,
+/// a uuid. Without it, every start of the daemon is another host.
+fn host_identifier() -> Option<HostId> {
+    static GIVEN: OnceLock<Option<HostId>> = OnceLock::new();
+    *GIVEN.get_or_init(|| {
+        let text = std::env::var("MAYASTOR_NVMF_HOSTID").ok().filter(|text| !text.is_empty())?;
+        match Uuid::parse_str(&text) {
+            Ok(uuid) if !uuid.is_nil() => Some(HostId(uuid.into_bytes())),
+            _ => {
+                warn!("MAYASTOR_NVMF_HOSTID={text:?} is no uuid: this node has an identifier of its own until it ends");
+                None
+            }
+        }
+    })
 }
 
 /// Opening a file may block.
