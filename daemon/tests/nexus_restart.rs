@@ -84,18 +84,19 @@ async fn a_stale_child_is_not_read_after_a_restart() {
     fill(&d, 2).await;
     d.unpublish(&uuid(9)).await.unwrap();
     d.destroy_nexus(&uuid(9)).await.unwrap();
-    assert_ne!(data(dir.path(), 1), data(dir.path(), 2), "the first has missed something");
+    assert!(data(dir.path(), 1) != data(dir.path(), 2), "the first has missed something");
 
     // The stale one alone, or first: only the record knows.
     let status = d.create_nexus(common::nexuses::wish(&uuid(9), SIZE, &[&a])).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(status.message().contains(&uuid(2)), "{}", status.message());
     let n = d.mirror(&uuid(9), SIZE, &[&a, &b]).await.unwrap();
-    assert_eq!((n.state, n.children[0].state, n.children[1].state), (DEGRADED, DEGRADED, ONLINE));
+    // What the first lacks is little: it may have it by now.
+    assert_eq!(n.children[1].state, ONLINE);
     d.until_child(&uuid(9), &a, ONLINE).await;
     assert!(record(state.path()).contains(&member(1, true)), "{}", record(state.path()));
     d.destroy_nexus(&uuid(9)).await.unwrap();
-    assert_eq!(data(dir.path(), 1), data(dir.path(), 2));
+    assert!(data(dir.path(), 1) == data(dir.path(), 2));
     d.stop().await;
 }
 
@@ -103,6 +104,12 @@ async fn a_stale_child_is_not_read_after_a_restart() {
 fn data(dir: &Path, n: u128) -> Vec<u8> {
     let bytes = std::fs::read(dir.join(format!("disk{n}"))).unwrap();
     bytes[5 << 20..(5 << 20) + SIZE as usize - 512].to_vec()
+}
+
+/// Where a nexus says on a child what is being written.
+fn account(dir: &Path, n: u128) -> Vec<u8> {
+    let bytes = std::fs::read(dir.join(format!("disk{n}"))).unwrap();
+    bytes[4 << 20..5 << 20].to_vec()
 }
 
 /// After a crash children may differ in writes that were never acknowledged: one is read, and the others are made like it.
@@ -114,21 +121,26 @@ async fn after_a_crash_one_child_is_the_source() {
     d.mirror(&uuid(9), SIZE, &[&a, &b]).await.unwrap();
     fill(&d, 3).await;
     let before = record(state.path());
+    let accounts = [account(dir.path(), 1), account(dir.path(), 2)];
     d.stop().await;
-    // What a crash in the middle of a write leaves: the record of an open nexus, and one block on one child only.
+    // What a crash in the middle of a write leaves: the record of an open nexus, the account of what is being written, and
+    // one block on one child only.
     std::fs::write(state.path().join("nexuses").join(format!("{}.json", uuid(9))), before).unwrap();
-    let path = dir.path().join("disk2");
-    let mut bytes = std::fs::read(&path).unwrap();
-    bytes[6 << 20] ^= 0xff;
-    std::fs::write(&path, bytes).unwrap();
-    assert_ne!(data(dir.path(), 1), data(dir.path(), 2));
+    for (n, account) in (1..).zip(accounts) {
+        let path = dir.path().join(format!("disk{n}"));
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[4 << 20..5 << 20].copy_from_slice(&account);
+        bytes[6 << 20] ^= if n == 2 { 0xff } else { 0 };
+        std::fs::write(&path, bytes).unwrap();
+    }
+    assert!(data(dir.path(), 1) != data(dir.path(), 2));
 
     let d = Running::with_state(state.path()).await;
     let n = d.nexus(&uuid(9)).await.unwrap();
     assert_eq!(n.children[0].state, ONLINE, "{n:?}");
     d.until_child(&uuid(9), &b, ONLINE).await;
     d.destroy_nexus(&uuid(9)).await.unwrap();
-    assert_eq!(data(dir.path(), 1), data(dir.path(), 2));
+    assert!(data(dir.path(), 1) == data(dir.path(), 2));
     d.stop().await;
 }
 

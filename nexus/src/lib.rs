@@ -5,6 +5,7 @@
 //! - `channel`: the data side on a core: writes to all members, reads from one.
 //! - `home`: decisions: children fail, come, go and come back, in an order that loses nothing acknowledged.
 //! - [`rebuild`]: copies to a child what it lacks. - `dirty`: what a child that is away misses.
+//! - `intent`: regions that are being written, for children that cannot tell what changed.
 //! - `locks`: ranges that are being written, over all cores.
 //! - [`membership`]: who is healthy, where it outlives the process. - [`layout`]: where the data stands on a child.
 //! - [`fencing`]: keeping others from the children. - [`child`]: states and reasons. - [`error`]: why an operation is refused. - `shared`: what all cores see.
@@ -19,6 +20,7 @@ mod dirty;
 pub mod error;
 pub mod fencing;
 mod home;
+mod intent;
 pub mod layout;
 mod locks;
 pub mod membership;

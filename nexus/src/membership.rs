@@ -6,7 +6,10 @@
 use core::future::Future;
 use core::pin::Pin;
 
+use aio::BlockDevice;
 use uuid::Uuid;
+
+use crate::home;
 
 /// One child in a [`Record`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -91,6 +94,19 @@ pub trait MembershipStore: Send + Sync + 'static {
     /// Replaces the record as a whole. Resolves when it is durable; an error says that it may be or not. Retries are the
     /// store's: an error is final, and the nexus shuts itself down for it.
     fn save(&self, record: &Record) -> Saving;
+}
+
+/// Which of these children have every acknowledged write and are to be members in sync, given the record and the notes of before;
+/// as [`Nexus::create`](crate::Nexus::create) decides it. `None`: not one of them.
+///
+/// All of them, when the record knows none. After an end that was not in order a single one: it alone serves reads, and the others
+/// are rebuilt from it (hazard H7); rather one that is known to have lost no power (hazard H1).
+pub fn in_sync(
+    children: &[(Uuid, &dyn BlockDevice)],
+    record: Option<&Record>,
+    notes: Option<&str>,
+) -> Option<Vec<bool>> {
+    home::in_sync(children, record, &home::Notes::parse(notes.unwrap_or_default()))
 }
 
 /// Keeps nothing: for a nexus whose members nobody else opens, and which does not outlive its process.

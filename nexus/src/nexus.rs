@@ -107,7 +107,9 @@ impl Nexus {
             let children = wish.children.into_iter();
             let children =
                 children.map(|c| NewChild { uri: c.uri, device: c.device, uuid: c.uuid }).collect();
-            Home::start(here, shared, store, children, record, notes, wish.size_bytes);
+            let home = Home::start(here, shared, store, children, record, notes, wish.size_bytes);
+            home.begin_account().await;
+            home.begin();
         });
         started.await.map_err(|_| NexusError::Gone(nexus.0.name.clone()))?;
         Ok(nexus)
@@ -200,9 +202,15 @@ impl Nexus {
     }
 
     /// Puts a mark on the children, as the nexus does by itself every ten seconds while hosts write. False when there are not two
-    /// in sync that have marks, or one of them left meanwhile.
+    /// in sync that have marks, or one of them left meanwhile. Of children without marks, the account of regions that are being
+    /// written is brought up to date.
     pub async fn mark(&self) -> Result<bool, NexusError> {
-        self.at_home(async |h| Ok(h.mark().await)).await
+        self.at_home(async |h| {
+            let marked = h.mark().await;
+            h.sweep_account().await;
+            Ok(marked)
+        })
+        .await
     }
 
     /// The figures of a child's rebuild.

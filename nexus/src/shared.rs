@@ -7,6 +7,7 @@ use aio::{BlockCount, Capabilities, CoreHandle, DeviceEvent, Geometry};
 use uuid::Uuid;
 
 use crate::fencing::Reservation;
+use crate::intent::Intent;
 use crate::locks::RangeLocks;
 use crate::stats::StatsHub;
 
@@ -24,6 +25,7 @@ pub(crate) struct Shared {
     /// How it keeps others from its children.
     pub(crate) reservation: Option<Reservation>,
     pub(crate) locks: RangeLocks,
+    pub(crate) intent: Intent,
     pub(crate) events: EventHub,
     pub(crate) stats: StatsHub,
     blocks: AtomicU64,
@@ -57,6 +59,7 @@ impl Shared {
             device_uuid: parts.device_uuid,
             home: parts.home,
             locks: RangeLocks::new(parts.geometry.block_bytes),
+            intent: Intent::new(),
             geometry: parts.geometry,
             capabilities: parts.capabilities,
             reservation: parts.reservation,

@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use aio::reactor::CoreHandle;
 use aio::{BlockDevice, Capabilities};
+use nexus::membership::in_sync;
 use nexus::{CreateNexus, Preempt, Record};
 use nvme::reservation::ReservationType;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use super::NexusEntry;
 use super::children::{Child, OpenChild};
 use super::error::{NexusError, NexusOp};
-use super::{NexusEntry, records};
 use crate::desired;
 use crate::engine::{Engine, blocking, detached};
 use crate::error::EngineError;
@@ -38,10 +39,11 @@ pub(super) struct Cast {
 }
 
 impl Cast {
-    pub(super) fn of(children: Vec<OpenChild>, last: Option<&Record>) -> Self {
-        let uuids: Vec<Uuid> = children.iter().map(|c| c.known.uuid).collect();
-        let mut healthy = records::healthy(last, &uuids).into_iter();
-        let (healthy, others) = children.into_iter().partition(|_| healthy.next().unwrap_or(false));
+    pub(super) fn of(children: Vec<OpenChild>, last: Option<&Record>, notes: Option<&str>) -> Self {
+        let devices: Vec<_> = children.iter().map(|c| (c.known.uuid, &*c.device)).collect();
+        let in_sync = in_sync(&devices, last, notes).unwrap_or_default();
+        let mut in_sync = in_sync.into_iter();
+        let (healthy, others) = children.into_iter().partition(|_| in_sync.next().unwrap_or(false));
         Self { healthy, others }
     }
 
@@ -134,7 +136,9 @@ impl Engine {
         let nexus = wish.name.clone();
         let store = self.records().of(wish.uuid);
         let last = store.load().await.map_err(|source| NexusError::Record { nexus, source })?;
-        let cast = Cast::of(children, last.as_ref());
+        // Without its notes, no child is known to have lost no power.
+        let notes = store.load_notes().await.ok().flatten();
+        let cast = Cast::of(children, last.as_ref(), notes.as_deref());
         if cast.healthy.is_empty() && !cast.others.is_empty() {
             let healthy = last.iter().flat_map(|r| &r.children).filter(|c| c.healthy);
             let healthy: Vec<String> = healthy.map(|c| c.uuid.to_string()).collect();

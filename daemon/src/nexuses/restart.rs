@@ -148,7 +148,8 @@ impl Engine {
         let store = self.records().of(wish.uuid);
         let unread = |source| NexusError::Record { nexus: wish.name.clone(), source }.to_string();
         let last = store.load().await.map_err(unread)?;
-        let cast = Cast::of(open, last.as_ref());
+        let notes = store.load_notes().await.ok().flatten();
+        let cast = Cast::of(open, last.as_ref(), notes.as_deref());
         if cast.healthy.is_empty() {
             return Err(format!(
                 "none of its children that has every write can be opened: {}",

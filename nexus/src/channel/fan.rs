@@ -3,6 +3,8 @@
 //! Needs `unsafe` to pass a submitter's promise on: the children's I/Os name the memory of the slot's, which completes
 //! only when none of them is in flight any more, and the children's channels are dropped before this one is.
 
+use core::time::Duration;
+
 use aio::{BlockRange, Io, IoFlags, IoStatus, Lba, Opcode};
 
 use super::inner::{Gate, Inner};
@@ -12,6 +14,9 @@ use crate::child::{Mask, places};
 
 /// Turns in which waiting slots ask for their blocks again.
 const MAX_RETRIES: usize = 64;
+
+/// How long a slot waits before it asks for its regions' bits again.
+const ASK_AGAIN: Duration = Duration::from_millis(2);
 
 /// What says that a child cannot be reached, rather than that it refuses.
 pub(crate) fn is_gone(status: IoStatus) -> bool {
@@ -71,10 +76,13 @@ impl Inner {
         let slot = &mut self.slots[index as usize];
         slot.begin();
         let targets = match slot.step {
+            Step::Change if slot.opcode == Opcode::Flush => self.members,
             Step::Change => {
-                if slot.opcode != Opcode::Flush {
-                    self.logs.mark(slot.at);
+                let intent = &self.shared.intent;
+                if intent.is_on() && self.members != 0 && !intent.admit(slot.at) {
+                    return self.await_bits(index);
                 }
+                self.logs.mark(slot.at);
                 self.members
             }
             Step::Read | Step::Compare => self.choose(0),
@@ -84,6 +92,20 @@ impl Inner {
             return self.park(index);
         }
         self.send(index, targets);
+    }
+
+    /// The regions that the slot changes have no bits on the children yet: it waits in line, and asks again after a while.
+    #[cold]
+    fn await_bits(&mut self, index: u32) {
+        let now = self.core.now();
+        let slot = &mut self.slots[index as usize];
+        slot.waits = true;
+        if slot.asked.is_none_or(|at| now.since(at) >= ASK_AGAIN) {
+            slot.asked = Some(now);
+            let at = slot.at;
+            self.note_wanted(at);
+        }
+        self.waiting.push_back(index);
     }
 
     /// The child to read from next, of those that are in sync and not in `tried`.

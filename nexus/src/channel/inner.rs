@@ -60,6 +60,8 @@ pub(super) struct Inner {
     pub(super) failures: [Option<IoStatus>; MAX_CHILDREN],
     /// Ranges that could not be read from a child, and could from another.
     pub(super) bad_ranges: Vec<(usize, BlockRange)>,
+    /// Ranges whose regions' bits are waited for.
+    wanted: Vec<BlockRange>,
     report_due: bool,
     stats: Arc<ChannelStats>,
     scratch: Vec<Completion>,
@@ -88,6 +90,7 @@ impl Inner {
             done: VecDeque::with_capacity(QUEUE_DEPTH as usize),
             failures: [None; MAX_CHILDREN],
             bad_ranges: Vec::with_capacity(MAX_BAD_RANGES),
+            wanted: Vec::new(),
             report_due: false,
             stats,
             scratch: Vec::with_capacity(BUDGET),
@@ -306,11 +309,25 @@ impl Inner {
         }
     }
 
+    /// Notes that a write waits for the bits of its regions.
+    pub(super) fn note_wanted(&mut self, range: BlockRange) {
+        self.wanted.push(range);
+        self.report_due = true;
+    }
+
     /// Tells the home core. When its mailbox is full, it is told in a later turn.
     #[cold]
     fn report(&mut self) {
         let failures: Vec<(usize, IoStatus)> =
             self.failures.iter().enumerate().filter_map(|(place, f)| f.map(|f| (place, f))).collect();
+        if !self.wanted.is_empty() && !home::want(&self.shared, self.wanted.clone()) {
+            return;
+        }
+        self.wanted.clear();
+        if failures.is_empty() && self.bad_ranges.is_empty() {
+            self.report_due = false;
+            return;
+        }
         let bad_ranges = self.bad_ranges.clone();
         if home::report(&self.shared, failures, bad_ranges) {
             self.failures = [None; MAX_CHILDREN];

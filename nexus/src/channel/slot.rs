@@ -59,8 +59,10 @@ pub(super) struct Slot {
     pub(super) bytes: u64,
     /// A child refused it because another nexus has taken that child over: it is never acknowledged.
     pub(super) fenced: bool,
-    /// It waits for its blocks.
+    /// It waits for its blocks, or for its regions' bits.
     pub(super) waits: bool,
+    /// When it asked for these.
+    pub(super) asked: Option<Instant>,
     /// It waits for the home core's word on the children that failed.
     pub(super) parked: bool,
 }
@@ -92,6 +94,7 @@ impl Slot {
             bytes: 0,
             fenced: false,
             waits: false,
+            asked: None,
             parked: false,
         }
     }
@@ -99,6 +102,7 @@ impl Slot {
     /// Takes an I/O over.
     pub(super) fn fill(&mut self, io: &Io<'_>, token: Token, now: Instant, block_bytes: u32) {
         self.used = true;
+        self.asked = None;
         self.arrived = now;
         self.token = token;
         self.opcode = io.opcode;

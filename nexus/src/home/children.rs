@@ -38,6 +38,7 @@ impl Home {
         let mut record = self.state.borrow().record.clone();
         record.add(new.uuid, false);
         self.save(record).await?;
+        self.account_for(&*new.device).await;
         {
             let mut state = self.state.borrow_mut();
             state.order.push(place);
@@ -181,6 +182,7 @@ impl Home {
         while self.state.borrow().children[place].as_ref().is_some_and(|c| c.leaving.get() > 0) {
             self.core.sleep(LOOK_EVERY).await;
         }
+        self.forget_in_account(place).await;
         let mut state = self.state.borrow_mut();
         state.children[place] = None;
         state.order.retain(|&p| p != place);
@@ -334,7 +336,7 @@ impl Home {
                 job.set_state(RebuildState::Running);
             }
             if !job.is_planned() {
-                home.plan(&job, &*sources[0].1, &*to).await;
+                home.plan(&job, &*sources[0].1, &to).await;
             }
             let (core, shared) = (home.core.clone(), home.shared.clone());
             let copied = rebuild::run(core, shared, job.clone(), sources, to).await;
@@ -380,7 +382,7 @@ impl Home {
         let mut record = self.state.borrow().record.clone();
         let uuid = self.state.borrow().children[place].as_ref().map(|c| c.uuid).unwrap_or_default();
         record.set_healthy(uuid, true);
-        if well && self.save(record).await.is_ok() {
+        if well && self.enter_in_account(place).await && self.save(record).await.is_ok() {
             self.learn(place).await;
             job.set_state(RebuildState::Completed);
             if let Some(child) = self.state.borrow_mut().children[place].as_mut() {
@@ -392,6 +394,7 @@ impl Home {
             let _ = self.apply(&table).await;
             // From now on it has a past in common with the others again.
             self.mark_soon();
+            self.write_pages_anew();
             return;
         }
         job.set_state(RebuildState::Failed);
@@ -521,7 +524,7 @@ impl Home {
 
     /// Flushes every child in sync: a record of a clean end says that they are equal, also after a power cut of one. False
     /// when one of them did not.
-    async fn flush_children(&self) -> bool {
+    pub(super) async fn flush_children(&self) -> bool {
         let devices: Vec<_> = {
             let state = self.state.borrow();
             let online = state.children.iter().flatten().filter(|c| c.state == ChildState::Online);
@@ -554,6 +557,9 @@ impl Home {
             clean = self.flush_children().await;
             // The next nexus may have it in common with a child that is away then.
             self.mark().await;
+        }
+        if clean {
+            self.close_account().await;
         }
         let jobs: Vec<_> =
             self.state.borrow().children.iter().flatten().filter_map(|c| c.job.clone()).collect();

@@ -109,6 +109,7 @@ impl Home {
         if !idle && self.mark().await {
             self.rounds.borrow_mut().changes = changes;
         }
+        self.sweep_account().await;
     }
 
     /// Puts a mark in a task of its own: for who has a decision to make meanwhile.

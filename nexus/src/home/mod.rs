@@ -3,12 +3,14 @@
 //! - `Home` (this file): the state, and the ways to it from channels on any core.
 //! - `retire`: what happens when children fail: the order that keeps acknowledged writes.
 //! - `open`: who is in sync when a nexus begins.
+//! - `account`: regions that are being written, on children that have no marks.
 //! - `marks`: places in the children's histories to ask from. - `resync`: what a child lacks.
 //! - `children`: children come, go, and come back. - `repair`: bad blocks are written anew from another child.
 //!
 //! A decision reaches a core's channel as a call that runs there between two turns ([`crate::channel`]); it is in force
 //! when every channel has answered.
 
+mod account;
 mod children;
 mod marks;
 mod open;
@@ -16,6 +18,7 @@ mod repair;
 mod resync;
 mod retire;
 
+pub(crate) use account::want;
 pub(crate) use children::NewChild;
 pub(crate) use open::{Notes, in_sync};
 
@@ -30,6 +33,7 @@ use aio::gate::Gate as OneAtATime;
 use aio::{BlockDevice, BlockRange, Core, CoreHandle, DeviceError, DeviceEvent, IoStatus, check};
 use uuid::Uuid;
 
+use self::account::Account;
 use self::marks::Rounds;
 use crate::channel::{self, Gate, OpenFailed, PeerId, Table, Verdict, is_conflict};
 use crate::child::{ChildInfo, ChildState, MAX_CHILDREN, Mask, NexusState};
@@ -116,6 +120,7 @@ pub(crate) struct Home {
     /// How often a member has left.
     leavings: Cell<u64>,
     notes: RefCell<Notes>,
+    account: RefCell<Account>,
 }
 
 /// The home of a nexus whose home is the core at work.
@@ -228,12 +233,17 @@ impl Home {
             rounds: RefCell::default(),
             leavings: Cell::new(0),
             notes: RefCell::new(notes),
+            account: RefCell::default(),
         });
         HOMES.with_borrow_mut(|h| h.insert(home.shared.uuid, home.clone()));
         (0..MAX_CHILDREN).for_each(|place| home.watch(place));
-        home.start_marking();
-        home.bring_into_sync();
         home
+    }
+
+    /// Begins what it does by itself.
+    pub(crate) fn begin(self: &Rc<Self>) {
+        self.start_marking();
+        self.bring_into_sync();
     }
 
     /// Asks to be told when the device of the child at `place` goes.

@@ -15,40 +15,63 @@ use crate::membership::Record;
 
 /// What a nexus keeps for itself beside the record: incarnations of the children when they were last in sync.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Notes(BTreeMap<Uuid, u128>);
+pub(crate) struct Notes {
+    incarnations: BTreeMap<Uuid, u128>,
+    /// The name of the account of regions that are being written, if one is kept.
+    account: Option<u128>,
+}
 
 /// What a line of them begins with.
 const INCARNATION: &str = "incarnation";
+const ACCOUNT: &str = "account";
 
 impl Notes {
     /// From text; lines that say nothing are left out.
     pub(crate) fn parse(text: &str) -> Self {
-        let line = |line: &str| {
-            let mut words = line.split(' ');
-            let (kind, uuid, number) = (words.next()?, words.next()?, words.next()?);
-            (kind == INCARNATION).then_some(())?;
-            Some((Uuid::parse_str(uuid).ok()?, u128::from_str_radix(number, 16).ok()?))
-        };
-        Self(text.lines().filter_map(line).collect())
+        let mut notes = Self::default();
+        for line in text.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let number = |text| u128::from_str_radix(text, 16).ok();
+            match *words {
+                [INCARNATION, uuid, incarnation] => {
+                    if let (Ok(uuid), Some(number)) = (Uuid::parse_str(uuid), number(incarnation)) {
+                        notes.incarnations.insert(uuid, number);
+                    }
+                }
+                [ACCOUNT, name] => notes.account = number(name),
+                _ => {}
+            }
+        }
+        notes
     }
 
     /// As text.
     pub(crate) fn text(&self) -> String {
         let line = |(uuid, number): (&Uuid, &u128)| format!("{INCARNATION} {uuid} {number:032x}\n");
-        self.0.iter().map(line).collect()
+        let account = self.account.map(|name| format!("{ACCOUNT} {name:032x}\n"));
+        self.incarnations.iter().map(line).chain(account).collect()
+    }
+
+    /// The name of the account that is kept.
+    pub(super) fn account(&self) -> Option<u128> {
+        self.account
+    }
+
+    pub(super) fn set_account(&mut self, name: Option<u128>) {
+        self.account = name;
     }
 
     /// A child is in sync.
     pub(crate) fn learn(&mut self, uuid: Uuid, device: &dyn BlockDevice) {
         match device.incarnation() {
-            Some(incarnation) => self.0.insert(uuid, incarnation),
-            None => self.0.remove(&uuid),
+            Some(incarnation) => self.incarnations.insert(uuid, incarnation),
+            None => self.incarnations.remove(&uuid),
         };
     }
 
     /// A child has forgotten nothing since it was last in sync.
     fn is_unbroken(&self, uuid: Uuid, device: &dyn BlockDevice) -> bool {
-        self.0.get(&uuid).is_some_and(|known| device.incarnation() == Some(*known))
+        self.incarnations.get(&uuid).is_some_and(|known| device.incarnation() == Some(*known))
     }
 }
 
@@ -86,7 +109,8 @@ mod tests {
 
     #[test]
     fn notes_are_text_and_back() {
-        let notes = Notes(BTreeMap::from([(Uuid::from_u128(7), 9), (Uuid::from_u128(8), u128::MAX)]));
+        let incarnations = BTreeMap::from([(Uuid::from_u128(7), 9), (Uuid::from_u128(8), u128::MAX)]);
+        let notes = Notes { incarnations, account: Some(77) };
         assert_eq!(Notes::parse(&notes.text()), notes);
         let text = format!("something else\nincarnation x 1\n{}incarnation\n\n", notes.text());
         assert_eq!(Notes::parse(&text), notes);

@@ -3,6 +3,7 @@
 //! From the best to the worst:
 //! - The nexus was there when the child left, and the child forgot nothing since: what was written meanwhile is known.
 //! - Both the child and one in sync have a mark in common: what either of them tells as changed since (hazard H2).
+//! - Both have pages of the account of regions that are being written ([`crate::intent`]): the regions of either (hazard H19).
 //! - Nothing is known: everything, but for what the child in sync does not hold (it is made to read as zeroes, where it may not
 //!   do so already).
 //!
@@ -11,6 +12,7 @@
 //! are asked: so it is in their answers. What is written during the questions, and later, reaches the child by itself.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use aio::facets::{FacetError, MOST_RANGES, Piece, Since};
 use aio::{BlockCount, BlockDevice, BlockRange, Lba};
@@ -22,18 +24,21 @@ use crate::rebuild::Job;
 
 impl Home {
     /// Finds out what the job's child `to` lacks of what `from` has.
-    pub(super) async fn plan(&self, job: &Rc<Job>, from: &dyn BlockDevice, to: &dyn BlockDevice) {
+    pub(super) async fn plan(&self, job: &Rc<Job>, from: &dyn BlockDevice, to: &Arc<dyn BlockDevice>) {
         self.passed().await;
         if job.is_interrupted() {
             return;
         }
         let area = self.data_area(from);
-        let found = match common_mark(from, to).await {
-            Some(mark) => changed(from, to, mark, area, &job.map).await.is_ok(),
+        let mut found = match common_mark(from, &**to).await {
+            Some(mark) => changed(from, &**to, mark, area, &job.map).await.is_ok(),
             None => false,
         };
         if !found && !job.is_interrupted() {
-            self.allocated(job, from, to).await;
+            found = self.by_account(job, to.clone()).await;
+        }
+        if !found && !job.is_interrupted() {
+            self.allocated(job, from, &**to).await;
         }
         // Of a source that went meanwhile, nobody knows what it would have told.
         if !job.is_interrupted() {

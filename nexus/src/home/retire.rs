@@ -129,6 +129,7 @@ impl Home {
         self.leavings.set(self.leavings.get() + 1);
         let Some(child) = &mut state.children[place] else { return };
         child.written = None;
+        self.leave_account(place);
         child.fault_time = Some(SystemTime::now());
         if !child.is_member() {
             child.state = becomes;

@@ -29,6 +29,7 @@ fn every_child_gets_every_write_at_mayastors_offset() {
 #[test]
 fn h07_the_record_comes_before_the_acknowledgement() {
     let world = World::new(2, 0, 2);
+    world.write(6, 1).unwrap();
     world.disks[1].set_faults(always_fails_writes());
     world.store.hold(true);
     let begun = world.store.begun();

@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use aio::devices::sim::Faults;
 use aio::facade::ByteRange;
-use aio::{DmaBuf, Lba};
+use aio::{BlockDevice, DmaBuf, Lba};
 use nexus::layout::DATA_OFFSET_BYTES;
 use nexus::rebuild::{RebuildRecord, RebuildState};
 use nexus::{ChildState, Fault, NexusError};
@@ -16,7 +16,7 @@ use crate::rig::Rng;
 use crate::world::{BLOCK, BLOCKS, World, spec, uri};
 
 /// So many seeds, or as many as the soak asks for.
-fn seeds(usual: u64) -> std::ops::Range<u64> {
+pub(crate) fn seeds(usual: u64) -> std::ops::Range<u64> {
     let asked = std::env::var("KEELSON_NEXUS_RESYNCS").ok().and_then(|s| s.parse().ok());
     0..asked.unwrap_or(usual)
 }
@@ -25,25 +25,27 @@ type Work<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
 /// Writes, unmaps and flushes of a host, `depth` at a time, until `until` resolves. What is in flight then goes on for as long as
 /// the returned work is kept.
-struct Host<'a> {
+pub(crate) struct Host<'a> {
     world: &'a World,
     rng: Rng,
     flying: Vec<Work<'a, ()>>,
-    depth: usize,
+    pub(crate) depth: usize,
+    /// Blocks that it uses.
+    blocks: u64,
 }
 
 impl<'a> Host<'a> {
-    fn new(world: &'a World, seed: u64, depth: usize) -> Self {
-        Self { world, rng: Rng::new(seed), flying: Vec::new(), depth }
+    pub(crate) fn new(world: &'a World, seed: u64, depth: usize) -> Self {
+        Self { world, rng: Rng::new(seed), flying: Vec::new(), depth, blocks: world.nexus.size().0 }
     }
 
     fn begin(&mut self) {
         let world = self.world;
-        let block = self.rng.below(BLOCKS);
+        let block = self.rng.below(self.blocks);
         let work: Work<'a, ()> = match self.rng.below(40) {
             0 => Box::pin(async move { _ = world.host.flush().await }),
             1 => {
-                let len_bytes = (1 + self.rng.below(40)).min(BLOCKS - block) * BLOCK;
+                let len_bytes = (1 + self.rng.below(40)).min(self.blocks - block) * BLOCK;
                 let range = ByteRange { offset_bytes: block * BLOCK, len_bytes };
                 Box::pin(async move { _ = world.host.unmap(&[range]).await })
             }
@@ -55,7 +57,7 @@ impl<'a> Host<'a> {
         self.flying.push(work);
     }
 
-    fn during<T>(&mut self, until: impl Future<Output = T>) -> T {
+    pub(crate) fn during<T>(&mut self, until: impl Future<Output = T>) -> T {
         let mut until = Box::pin(until);
         let rig = &self.world.rig;
         rig.run(poll_fn(|cx| {
@@ -67,7 +69,7 @@ impl<'a> Host<'a> {
         }))
     }
 
-    fn for_turns(&mut self, turns: u64) {
+    pub(crate) fn for_turns(&mut self, turns: u64) {
         let mut left = turns;
         self.during(poll_fn(move |cx| {
             left = left.saturating_sub(1);
@@ -76,7 +78,7 @@ impl<'a> Host<'a> {
         }));
     }
 
-    fn finish(mut self) {
+    pub(crate) fn finish(mut self) {
         self.depth = 0;
         let mut flying = core::mem::take(&mut self.flying);
         self.world.rig.run(poll_fn(|cx| {
@@ -93,7 +95,7 @@ fn mark(world: &World) {
     }
 }
 
-fn last_rebuild(world: &World) -> RebuildRecord {
+pub(crate) fn last_rebuild(world: &World) -> RebuildRecord {
     world.rig.run(world.nexus.rebuild_history()).unwrap().pop().unwrap()
 }
 

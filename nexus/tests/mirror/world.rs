@@ -19,6 +19,8 @@ use crate::rig::{Rig, on};
 pub(crate) const BLOCK: u64 = 4096;
 /// Blocks of the nexus that tests use.
 pub(crate) const BLOCKS: u64 = 1024;
+/// Blocks of a wide one: twelve regions of the account.
+pub(crate) const WIDE_BLOCKS: u64 = 12 * 1024;
 
 /// A record whose saving takes as long as a test wants, or fails.
 #[derive(Default)]
@@ -114,6 +116,7 @@ pub(crate) struct World {
     pub(crate) nexus: Nexus,
     pub(crate) store: Arc<Slow>,
     pub(crate) host: Descriptor,
+    blocks: u64,
 }
 
 /// Makes a nexus, and a host of it.
@@ -123,12 +126,13 @@ fn open(
     members: &[usize],
     store: &Arc<Slow>,
     uuid: u128,
+    blocks: u64,
 ) -> (Result<Nexus, NexusError>, Option<Descriptor>) {
     let wish = CreateNexus {
         name: "m".into(),
         uuid: Uuid::from_u128(uuid),
         device_uuid: Uuid::from_u128(2),
-        size_bytes: (BLOCKS + 1) * BLOCK,
+        size_bytes: (blocks + 1) * BLOCK,
         offers: aio::Capabilities::all(),
         children: members.iter().map(|&n| spec(n, &devices[n])).collect(),
         reservation: None,
@@ -153,7 +157,20 @@ impl World {
             .map(|n| rig.disk(&format!("d{n}"), BLOCK as u32, 16, true, seed + n as u64))
             .collect();
         let devices: Vec<_> = disks.iter().map(on).collect();
-        Self::over(rig, disks, devices, Vec::new(), children, seed)
+        Self::over(rig, disks, devices, Vec::new(), children, seed, BLOCKS)
+    }
+
+    /// The same, with room for several regions of the account, on disks that are slow at times.
+    pub(crate) fn wide(children: usize, more: usize, seed: u64) -> Self {
+        let rig = Rig::new();
+        let disk = |n: usize| {
+            let config = SimConfig::new(BLOCK as u32, (64 << 20) / BLOCK, seed + n as u64);
+            let latency = Latency { slow_one_in: 6, slow_ns: 1_000_000, ..config.latency };
+            rig.disk_as(SimConfig { name: format!("d{n}"), latency, ..config })
+        };
+        let disks: Vec<SimDisk> = (0..children + more).map(disk).collect();
+        let devices: Vec<_> = disks.iter().map(on).collect();
+        Self::over(rig, disks, devices, Vec::new(), children, seed, WIDE_BLOCKS)
     }
 
     /// The same of replicas, on disks that are slow at times.
@@ -168,7 +185,7 @@ impl World {
         let replicas: Vec<Replica> =
             disks.iter().enumerate().map(|(n, disk)| Replica::new(disk, seed << 4 | n as u64)).collect();
         let devices: Vec<_> = replicas.iter().map(Replica::power_on).collect();
-        Self::over(rig, disks, devices, replicas, children, seed)
+        Self::over(rig, disks, devices, replicas, children, seed, BLOCKS)
     }
 
     fn over(
@@ -178,14 +195,15 @@ impl World {
         replicas: Vec<Replica>,
         children: usize,
         seed: u64,
+        blocks: u64,
     ) -> Self {
         let store = Arc::new(Slow::default());
         let members: Vec<usize> = (0..children).collect();
-        let (nexus, host) = open(&rig, &devices, &members, &store, u128::from(seed) << 8 | 1);
+        let (nexus, host) = open(&rig, &devices, &members, &store, u128::from(seed) << 8 | 1, blocks);
         let nexus = nexus.unwrap();
         let host = host.unwrap();
-        assert_eq!(nexus.size().0, BLOCKS);
-        Self { rig, disks, replicas, devices, nexus, store, host }
+        assert_eq!(nexus.size().0, blocks);
+        Self { rig, disks, replicas, devices, nexus, store, host, blocks }
     }
 
     /// The process of the nexus is killed, and another one begins, with these children: another nexus, as control planes make
@@ -193,7 +211,7 @@ impl World {
     pub(crate) fn crash_and_reopen(&mut self, members: &[usize], uuid: u128) -> Result<(), NexusError> {
         let store = Arc::new(self.store.left());
         self.store.hold(true);
-        let (nexus, host) = open(&self.rig, &self.devices, members, &store, uuid);
+        let (nexus, host) = open(&self.rig, &self.devices, members, &store, uuid, self.blocks);
         self.nexus = nexus?;
         self.store = store;
         self.host = host.expect("a nexus has a host");
@@ -233,7 +251,7 @@ impl World {
 
     /// Whether two disks hold the same data.
     pub(crate) fn equal(&self, a: usize, b: usize) -> bool {
-        (0..BLOCKS).all(|block| {
+        (0..self.blocks).all(|block| {
             let at = Lba(DATA_OFFSET_BYTES / BLOCK + block);
             self.disks[a].block(at) == self.disks[b].block(at)
         })

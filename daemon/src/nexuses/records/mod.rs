@@ -63,30 +63,11 @@ pub fn decode(text: &[u8]) -> Result<Record, serde_json::Error> {
     Ok(Record { clean_shutdown, children })
 }
 
-/// Which of these children have every acknowledged write, by the record. All of them, when it knows none: then it is that
-/// of another life. After an end that was not clean the healthy ones may differ in what nobody was told of (hazard H7):
-/// only the first of them counts.
-pub fn healthy(last: Option<&Record>, children: &[Uuid]) -> Vec<bool> {
-    let Some(record) = last else { return vec![true; children.len()] };
-    let known = |uuid: &Uuid| record.children.iter().find(|c| c.uuid == *uuid);
-    if !children.iter().any(|c| known(c).is_some()) {
-        return vec![true; children.len()];
-    }
-    let mut all: Vec<bool> = children.iter().map(|c| known(c).is_some_and(|c| c.healthy)).collect();
-    if !record.clean_shutdown {
-        let first = all.iter().position(|&h| h);
-        all.iter_mut().enumerate().for_each(|(at, h)| *h = Some(at) == first);
-    }
-    all
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const A: Uuid = Uuid::from_u128(0xa);
-    const B: Uuid = Uuid::from_u128(0xb);
-    const C: Uuid = Uuid::from_u128(0xc);
 
     fn record(clean_shutdown: bool, children: &[(Uuid, bool)]) -> Record {
         let children = children.iter().map(|&(uuid, healthy)| MemberRecord { uuid, healthy }).collect();
@@ -104,21 +85,5 @@ mod tests {
         for bad in ["", "{}", "[]", r#"{"clean_shutdown":1,"children":[]}"#] {
             assert!(decode(bad.as_bytes()).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn the_record_decides_who_is_healthy() {
-        assert_eq!(healthy(None, &[A, B]), [true, true]);
-        let clean = record(true, &[(A, true), (B, false), (C, true)]);
-        assert_eq!(healthy(Some(&clean), &[A, B, C]), [true, false, true]);
-        assert_eq!(healthy(Some(&clean), &[B]), [false], "a stale child alone");
-        assert_eq!(
-            healthy(Some(&clean), &[A, Uuid::from_u128(9)]),
-            [true, false],
-            "one that it does not know"
-        );
-        assert_eq!(healthy(Some(&clean), &[Uuid::from_u128(9)]), [true], "a record of others");
-        let unclean = Record { clean_shutdown: false, ..clean };
-        assert_eq!(healthy(Some(&unclean), &[B, C, A]), [false, true, false], "one alone after a crash");
     }
 }
