@@ -283,3 +283,58 @@ fn h10_imports_that_are_cut_off_leave_no_disk_behind() {
         }
     }
 }
+
+/// Segments of the log in which everything is superseded already are not free before the import's own anchor is durable: the next
+/// import, should this one be cut off, needs every record of them.
+#[test]
+fn h4_an_import_does_not_write_over_the_log_that_it_found() {
+    // After so many rounds the log is in the segments that come first among the free ones.
+    for rounds in 3..6 {
+        for n in 1.. {
+            if !cut_import_of_a_long_log(rounds, n) {
+                assert!(n > 5, "{n} writes");
+                break;
+            }
+        }
+    }
+}
+
+fn cut_import_of_a_long_log(rounds: u64, n: u64) -> bool {
+    const LONG: u32 = 32 * BLOCK as u32;
+    let rig = Rig::new();
+    let disk = rig.disk("a", 4096, 24, true, n);
+    let disks = [&disk];
+    let pool = create(&rig, &disks);
+    let volume = thin(&rig, &pool, "v", MIB);
+    let d = open(&rig, &volume);
+    let mut stamp = 0;
+    for round in 0..=rounds {
+        for _ in 0..32 {
+            stamp += 1;
+            let mut buf = rig.core().pools().unwrap().alloc(LONG).unwrap();
+            buf[..LONG as usize]
+                .chunks_exact_mut(8)
+                .for_each(|c| c.copy_from_slice(&u64::to_le_bytes(stamp)));
+            rig.run(d.write_at(0, LONG, buf)).0.unwrap();
+        }
+        if round < rounds {
+            rig.run(pool.checkpoint()).unwrap();
+        }
+    }
+    rig.run(d.flush()).unwrap();
+    rig.run(d.close());
+    // The log says that it is durable: none of it may be missing.
+    let _ = rig.run_for(3_000, std::future::pending::<()>());
+    crash(&rig, pool, &disks);
+    let again = Pool::import(rig.home(), powered(&disks), ImportPool::default());
+    let opened = cut_at(&rig, &disks, n, again).0;
+    if let Some(pool) = &opened {
+        let _ = rig.run(pool.export());
+    }
+    let what = format!("after {rounds} rounds, cut at write {n}");
+    let pool = import(&rig, &disks).unwrap_or_else(|e| panic!("{what}: {e}"));
+    let d = open(&rig, &pool.volume(volume.uuid()).unwrap());
+    (0..32).for_each(|block| assert_eq!(read(&rig, &d, block), Some(stamp), "{what}"));
+    rig.run(d.close());
+    opened.is_none()
+}
