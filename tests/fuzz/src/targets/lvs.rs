@@ -343,15 +343,22 @@ pub(super) const TABLES: Target = Target {
         let clone = Line { id: LineId(2), root: None, parent, purge: Some(BlockNo(5)), ..first.clone() };
         let lines = Lines { next_id: 3, lines: vec![first, clone] };
         vec![
-            segtable::encode(&[vec![full, Segment::default()], vec![full]]).expect("a good table"),
+            segment_table(&[vec![full, Segment::default()], vec![full]]).expect("a good table"),
             lines.encode().expect("good lines"),
         ]
     },
 };
 
+fn segment_table(members: &[Vec<Segment>]) -> Result<Vec<u8>, FormatError> {
+    let lengths: Vec<u32> = members.iter().map(|m| m.len() as u32).collect();
+    let mut encoder = segtable::Encoder::new(&lengths)?;
+    members.iter().flatten().for_each(|segment| encoder.push(segment));
+    encoder.finish()
+}
+
 fn tables(bytes: &[u8]) -> Shape {
     let segments = segtable::decode(bytes, 1024).map(|table| {
-        assert_eq!(segtable::encode(&table).expect("what was read can be written"), bytes);
+        assert_eq!(segment_table(&table).expect("what was read can be written"), bytes);
         (table.len().min(4), table.iter().map(Vec::len).sum::<usize>().min(6))
     });
     let lines = Lines::decode(bytes).map(|lines| {
@@ -373,9 +380,15 @@ pub(super) const CATALOG: Target = Target {
             .chain([Change::Remove(POOL)])
             .flat_map(|change| change.encode().expect("a good change"))
             .collect();
-        vec![catalog::encode(&objects()).expect("good objects"), changes]
+        vec![whole_catalogue(&objects()).expect("good objects"), changes]
     },
 };
+
+fn whole_catalogue(objects: &[Object]) -> Result<Vec<u8>, FormatError> {
+    let mut encoder = catalog::Encoder::default();
+    objects.iter().try_for_each(|object| encoder.push(object))?;
+    Ok(encoder.finish())
+}
 
 fn objects() -> Vec<Object> {
     let (uuid, name) = (POOL, "tank".to_owned());
@@ -417,7 +430,7 @@ fn objects() -> Vec<Object> {
 
 fn catalogue(bytes: &[u8]) -> Shape {
     let blob = catalog::decode(bytes).map(|objects| {
-        let again = catalog::encode(&objects).expect("what was read can be written");
+        let again = whole_catalogue(&objects).expect("what was read can be written");
         assert_same(&catalog::decode(&again).expect("what was written can be read"), &objects);
         objects.len().min(4)
     });
