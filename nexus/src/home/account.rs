@@ -16,6 +16,7 @@ use aio::{BlockDevice, BlockRange, Descriptor, IoStatus, check};
 use core::time::Duration;
 use uuid::Uuid;
 
+use super::open::AccountNote;
 use super::{Home, Life, find};
 use crate::child::ChildState;
 use crate::intent::{Bits, Intent, PAGE_BYTES, PLACES_BYTES, Page, ranges};
@@ -108,7 +109,7 @@ fn page_len(open: &Descriptor) -> u32 {
 impl Home {
     /// Begins the account, where one is needed or was kept before. For a nexus that nobody uses yet.
     pub(crate) async fn begin_account(self: &Rc<Self>) {
-        let before = self.notes.borrow().account();
+        let before = self.notes.borrow().account().map(|note| note.name);
         let (children, plain) = {
             let state = self.state.borrow();
             let children = state.children.iter().flatten();
@@ -142,7 +143,11 @@ impl Home {
                 bits = ALL;
             }
             // What is written from now on is not kept account of: an old one must not count again.
-            None => return self.name_account(None).await,
+            None => {
+                self.notes.borrow_mut().set_account(None);
+                self.save_notes().await;
+                return;
+            }
         }
         self.shared.intent.begin(shift, &bits);
         let one = self.account.borrow().one.clone();
@@ -203,17 +208,23 @@ impl Home {
         self.write_pages_anew();
     }
 
-    /// Another name from now on: pages with the old one do not count any more.
+    /// Another name from now on, which the children in sync know: pages with the old one do not count any more.
     async fn rename_account(&self) {
-        self.name_account(Some(Uuid::new_v4().as_u128())).await;
+        let name = Uuid::new_v4().as_u128();
+        self.account.borrow_mut().name = name;
+        let members = {
+            let state = self.state.borrow();
+            let online = state.children.iter().flatten().filter(|c| c.state == ChildState::Online);
+            online.map(|c| c.uuid).collect()
+        };
+        self.notes.borrow_mut().set_account(Some(AccountNote { name, members }));
+        // Without it, the account is of no use after a restart.
+        self.save_notes().await;
     }
 
-    async fn name_account(&self, name: Option<u128>) {
-        self.account.borrow_mut().name = name.unwrap_or_default();
-        self.notes.borrow_mut().set_account(name);
+    async fn save_notes(&self) -> bool {
         let text = self.notes.borrow().text();
-        // Without it, the account is of no use after a restart.
-        let _ = self.store.save_notes(&text).await;
+        self.store.save_notes(&text).await.is_ok()
     }
 
     /// A child is taken out for good: what it misses from now on is not kept account of.
@@ -338,7 +349,7 @@ impl Home {
     /// Takes bits away that stand for nothing any more. Not within a decision, which writes may wait for.
     pub(crate) async fn sweep_account(self: &Rc<Self>) {
         let leavings = self.leavings.get();
-        if !self.shared.intent.is_on() || !self.all_in_sync() {
+        if !self.shared.intent.is_on() || !self.is_at_work() {
             return;
         }
         let untouched = self.shared.intent.untouched();
@@ -346,7 +357,7 @@ impl Home {
             return;
         }
         self.passed().await;
-        if !self.flush_children().await || self.leavings.get() != leavings || !self.all_in_sync() {
+        if !self.flush_children().await || self.leavings.get() != leavings || !self.is_at_work() {
             return;
         }
         let one = self.account.borrow().one.clone();
@@ -357,9 +368,18 @@ impl Home {
         let _ = self.put_page(&bits).await;
     }
 
+    /// Bits may be taken away.
+    fn is_at_work(&self) -> bool {
+        self.state.borrow().life == Life::Open && self.all_in_sync()
+    }
+
+    /// All children are in sync, and there is none that is not known to this nexus: one that was away when it began.
     fn all_in_sync(&self) -> bool {
-        let state = self.state.borrow();
-        state.life == Life::Open && state.children.iter().flatten().all(|c| c.state == ChildState::Online)
+        let (state, notes) = (self.state.borrow(), self.notes.borrow());
+        let children = state.children.iter().flatten();
+        let there = |member: &Uuid| children.clone().any(|c| c.uuid == *member);
+        children.clone().all(|c| c.state == ChildState::Online)
+            && notes.account().is_some_and(|note| note.members.iter().all(there))
     }
 
     /// Everything was flushed, and nothing is on its way: children in sync are equal.
@@ -367,10 +387,7 @@ impl Home {
         if !self.shared.intent.is_on() {
             return;
         }
-        let equal = {
-            let state = self.state.borrow();
-            state.children.iter().flatten().all(|c| c.state == ChildState::Online)
-        };
+        let equal = self.all_in_sync();
         let one = self.account.borrow().one.clone();
         let _pass = one.enter().await;
         if equal {
@@ -384,8 +401,17 @@ impl Home {
         if !self.shared.intent.is_on() {
             return true;
         }
-        let device = self.state.borrow().children[place].as_ref().map(|c| c.device.clone());
-        let Some(device) = device else { return false };
+        let child = self.state.borrow().children[place].as_ref().map(|c| (c.uuid, c.device.clone()));
+        let Some((uuid, device)) = child else { return false };
+        let note = self.notes.borrow().account().cloned();
+        if let Some(mut note) = note.filter(|note| !note.members.contains(&uuid)) {
+            note.members.insert(uuid);
+            self.notes.borrow_mut().set_account(Some(note));
+            // Its page must not count when nobody knows that bits stay for it.
+            if !self.save_notes().await {
+                return false;
+            }
+        }
         let one = self.account.borrow().one.clone();
         let _pass = one.enter().await;
         self.account.borrow_mut().sequence += 1;

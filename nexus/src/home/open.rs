@@ -5,7 +5,7 @@
 //! them is the source and alone serves reads, and the others get what they may lack (hazard H7). Each of them has every
 //! acknowledged write, unless it lost power: so rather one of which it is known that it did not (hazard H1).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aio::BlockDevice;
 use uuid::Uuid;
@@ -17,8 +17,16 @@ use crate::membership::Record;
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Notes {
     incarnations: BTreeMap<Uuid, u128>,
-    /// The name of the account of regions that are being written, if one is kept.
-    account: Option<u128>,
+    /// The account of regions that are being written, if one is kept.
+    account: Option<AccountNote>,
+}
+
+/// What is noted of the account.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct AccountNote {
+    pub(super) name: u128,
+    /// Children whose pages count, also when they are away, or not known to this nexus yet: no bit goes without them.
+    pub(super) members: BTreeSet<Uuid>,
 }
 
 /// What a line of them begins with.
@@ -38,7 +46,12 @@ impl Notes {
                         notes.incarnations.insert(uuid, number);
                     }
                 }
-                [ACCOUNT, name] => notes.account = number(name),
+                [ACCOUNT, name, ref members @ ..] => {
+                    // One that cannot be read could be away for ever: then there is no account.
+                    let members: Result<_, _> = members.iter().map(|text| Uuid::parse_str(text)).collect();
+                    let named = number(name).zip(members.ok());
+                    notes.account = named.map(|(name, members)| AccountNote { name, members });
+                }
                 _ => {}
             }
         }
@@ -48,17 +61,20 @@ impl Notes {
     /// As text.
     pub(crate) fn text(&self) -> String {
         let line = |(uuid, number): (&Uuid, &u128)| format!("{INCARNATION} {uuid} {number:032x}\n");
-        let account = self.account.map(|name| format!("{ACCOUNT} {name:032x}\n"));
+        let account = self.account.iter().map(|note| {
+            let members: String = note.members.iter().map(|uuid| format!(" {uuid}")).collect();
+            format!("{ACCOUNT} {:032x}{members}\n", note.name)
+        });
         self.incarnations.iter().map(line).chain(account).collect()
     }
 
-    /// The name of the account that is kept.
-    pub(super) fn account(&self) -> Option<u128> {
-        self.account
+    /// The account that is kept.
+    pub(super) fn account(&self) -> Option<&AccountNote> {
+        self.account.as_ref()
     }
 
-    pub(super) fn set_account(&mut self, name: Option<u128>) {
-        self.account = name;
+    pub(super) fn set_account(&mut self, account: Option<AccountNote>) {
+        self.account = account;
     }
 
     /// A child is in sync.
@@ -110,7 +126,8 @@ mod tests {
     #[test]
     fn notes_are_text_and_back() {
         let incarnations = BTreeMap::from([(Uuid::from_u128(7), 9), (Uuid::from_u128(8), u128::MAX)]);
-        let notes = Notes { incarnations, account: Some(77) };
+        let account = AccountNote { name: 77, members: BTreeSet::from([Uuid::from_u128(7)]) };
+        let notes = Notes { incarnations, account: Some(account) };
         assert_eq!(Notes::parse(&notes.text()), notes);
         let text = format!("something else\nincarnation x 1\n{}incarnation\n\n", notes.text());
         assert_eq!(Notes::parse(&text), notes);

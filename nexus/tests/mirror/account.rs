@@ -193,8 +193,10 @@ fn h19_an_account_begins_with_the_second_child() {
     // One of them alone, and the next time both: what the one got meanwhile is known, or everything is copied.
     world.crash_and_reopen(&[0], 14 << 64).unwrap();
     world.write(8 * REGION, 9).unwrap();
+    // No bit is taken away: one is away, whom only the notes know. A bug: bits were, and the second child missed the write.
+    settle(&world);
     world.rig.run(world.nexus.add_child(spec(1, &world.devices[1]))).unwrap();
     world.rig.run(world.nexus.start_rebuild(&uri(1))).unwrap();
     world.wait_in_sync(1);
-    assert!(world.equal(0, 1));
+    assert!(world.equal(0, 1) && last_rebuild(&world).is_partial);
 }
