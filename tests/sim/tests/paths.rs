@@ -15,6 +15,7 @@ use nvmf::initiator::{NvmfDevice, Options, PathState, PeerFault, Recovery, Unset
 use nvmf::target::core::CoreConfig;
 use nvmf::target::{AnaState, ListenerId, NamespaceSpec, SubsystemSpec, TargetConfig};
 use sim::client::{Client, Op};
+use sim::steady::Stubborn;
 use sim::target::SimTarget;
 use sim::{NetConfig, World};
 
@@ -54,7 +55,7 @@ fn bed(paths: usize, seed: u64, latency: Latency, volatile_cache: bool) -> Bed {
     let host = world.add_core(HOST);
     let config = SimConfig { latency, volatile_cache, ..SimConfig::new(512, 1000, seed) };
     let disk = SimDisk::new(config, world.clock.source());
-    let target = serve(&world, &cores, disk.power_on());
+    let target = serve(&world, &cores, Arc::new(Stubborn(disk.power_on())));
     Bed { world, cores, host, disk, target }
 }
 
@@ -124,6 +125,13 @@ impl Bed {
         self.world.net.partition(ADDRS[path].ip(), HOST, time);
     }
 
+    /// The same for path 0, and what the host says when it gives its connections up is lost as well.
+    fn cut_unnoticed(&mut self, time: Duration) {
+        self.cut(0, time);
+        self.world.run_for(time - SECOND / 10);
+        self.world.net.lose_farewells(ADDRS[0].ip(), HOST);
+    }
+
     fn ana(&mut self, path: u16, state: AnaState) {
         let target = self.target.target.clone();
         self.run(async move { target.set_ana_state(NQN, Some(ListenerId(path)), 1, state).await }).unwrap();
@@ -160,7 +168,7 @@ fn h03_a_write_of_an_ended_association_is_not_applied_after_a_newer_one() {
         let mut bed = bed(1, seed, HALF_SLOW, false);
         let on = bed.attach(&options(1));
         on.client.borrow_mut().submit(Op::write(3, 1, vec![1; 512]));
-        bed.cut(0, 2 * SECOND);
+        bed.cut_unnoticed(2 * SECOND);
         let client = on.client.clone();
         bed.until("the first write", || client.borrow().in_flight() == 0);
         on.client.borrow_mut().take_finished();
@@ -196,7 +204,7 @@ fn h03_a_device_that_is_opened_anew_waits_for_what_the_old_one_left_behind() {
         let options = Options { recovery: Recovery::default(), ..options(1) };
         let on = bed.attach(&options);
         on.client.borrow_mut().submit(Op::write(3, 1, vec![1; 512]));
-        bed.cut(0, 2 * SECOND);
+        bed.cut_unnoticed(2 * SECOND);
         let client = on.client.clone();
         bed.until("the first write", || client.borrow().in_flight() == 0);
         on.client.borrow_mut().stop();
@@ -359,6 +367,8 @@ fn equal_paths_are_all_used_and_one_that_goes_is_no_error() {
 fn a_command_that_takes_too_long_is_aborted_and_the_association_stays() {
     let slow = Latency { min_ns: SLOW.as_nanos() as u64, max_ns: SLOW.as_nanos() as u64, ..FAST };
     let mut bed = bed(1, 1, slow, false);
+    let willing = bed.disk.power_on();
+    bed.restart(willing);
     let on = bed.attach(&options(1));
     let began = bed.world.clock_now();
     let status = bed.io(&on, Op::read(0, 1, 512)).1;

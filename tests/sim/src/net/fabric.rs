@@ -438,6 +438,24 @@ impl Fabric {
         c.reset_at[end.index()].get_or_insert(now);
     }
 
+    pub(super) fn lose_farewells(&mut self, a: IpAddr, b: IpAddr) {
+        for &id in &self.live {
+            let c = &mut self.conns[id];
+            if pair(c.addrs[0].ip(), c.addrs[1].ip()) != pair(a, b) {
+                continue;
+            }
+            for end in [End::Client, End::Server] {
+                if !c.open[end.index()] {
+                    c.silent[end.index()] = true;
+                    c.reset_at[end.other().index()] = None;
+                    let pipe = &mut c.pipes[end.index()];
+                    pipe.segments.clear();
+                    (pipe.queued_bytes, pipe.fin_at) = (0, None);
+                }
+            }
+        }
+    }
+
     fn reap(&mut self, conn: ConnId) {
         if self.conns[conn].dead() {
             self.live.retain(|&c| c != conn);

@@ -66,6 +66,12 @@ impl SimNet {
         self.fabric.borrow_mut().hold(a, b, now);
     }
 
+    /// What closed ends have sent and a partition holds back is lost, and so are their farewells: the other ends hear
+    /// nothing of the end before they send something.
+    pub fn lose_farewells(&self, a: IpAddr, b: IpAddr) {
+        self.fabric.borrow_mut().lose_farewells(a, b);
+    }
+
     /// Resets one open connection, chosen by the network's own generator; false when there is none.
     pub fn reset_one(&self) -> bool {
         self.fabric.borrow_mut().reset_one()
