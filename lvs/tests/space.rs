@@ -436,6 +436,56 @@ fn h11_two_shrinks_at_once_never_let_writes_in_behind_what_is_cut_off() {
     bench.end();
 }
 
+/// A volume goes while writes to it wait for space, for records and in records: whatever they leave behind is nobody's, and
+/// the pool has its space back.
+#[test]
+fn h18_a_volume_that_goes_while_writes_wait_leaves_nothing_behind() {
+    for (with_snapshot, turns) in (0..12).step_by(3).flat_map(|turns| [(false, turns), (true, turns)]) {
+        let bench = Bench::new(4096, 1, 32, 13);
+        let capacity = bench.capacity();
+        let mut v = bench.volume("v", capacity, true);
+        fill(&bench, &mut v, 1);
+        if with_snapshot {
+            bench.snapshot(&v, 1).unwrap();
+        }
+        let write = |block: u64| {
+            let buf = bench.rig.core().pools().unwrap().alloc(BLOCK as u32).unwrap();
+            let d = v.d.clone();
+            Box::pin(async move { d.write_at(block * BLOCK, BLOCK as u32, buf).await.0 })
+        };
+        let mut writes: Vec<_> = (0..64).map(|i| Some(write(i * 40))).collect();
+        let mut destroy = Box::pin(bench.pool.destroy_volume(v.uuid));
+        let (mut turn, mut destroyed) = (0, false);
+        bench.rig.run(poll_fn(|cx| {
+            for slot in &mut writes {
+                if slot.as_mut().is_some_and(|write| write.as_mut().poll(cx).is_ready()) {
+                    *slot = None;
+                }
+            }
+            if turn >= turns
+                && !destroyed
+                && let Poll::Ready(done) = destroy.as_mut().poll(cx)
+            {
+                done.unwrap();
+                destroyed = true;
+            }
+            turn += 1;
+            if destroyed && writes.iter().all(Option::is_none) { Poll::Ready(()) } else { Poll::Pending }
+        }));
+        drop((writes, destroy));
+        bench.rig.run(v.d.close());
+        let held = if with_snapshot { capacity * BLOCK } else { 0 };
+        (0..8).for_each(|_| bench.checkpoint());
+        assert_eq!(bench.info().used_bytes, held, "with a snapshot: {with_snapshot}, after {turns} turns");
+        if with_snapshot {
+            bench.rig.run(bench.pool.destroy_snapshot(Uuid::from_u128(1))).unwrap();
+            (0..8).for_each(|_| bench.checkpoint());
+            assert_eq!(bench.info().used_bytes, 0, "after {turns} turns");
+        }
+        bench.end();
+    }
+}
+
 /// The room of a delta ended early, and all at once, when blocks were written backwards behind some that were written forwards:
 /// what was in flight then was acknowledged, and gone.
 #[test]
