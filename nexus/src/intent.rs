@@ -5,7 +5,8 @@
 //! regions that one of them *or* the other has a bit for. While a child of the account is away, or not in sync, no bit is taken
 //! away: the bits then say what it misses as well.
 //!
-//! An account has a random name. A child whose page has another one, or none, lacks everything.
+//! An account has a random name, and members, which the nexus notes in its store. A child whose page has another name, or none,
+//! lacks everything. No bit goes while a member is not there. The whole argument stands in `docs/nexus.md`.
 //!
 //! # On a child
 //! In the metadata area before the data, two places of one page each, which are written in turn:

@@ -11,7 +11,8 @@
 //! - [`fencing`]: keeping others from the children. - [`child`]: states and reasons. - [`error`]: why an operation is refused. - `shared`: what all cores see.
 //! - [`stats`]: what it was asked to do.
 //!
-//! A nexus knows its children by the block-device contract only.
+//! A nexus knows its children by the block-device contract only. What it copies when they come back, and why nothing is missed:
+//! `docs/nexus.md`.
 #![warn(missing_docs)]
 
 mod channel;
