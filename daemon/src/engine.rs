@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use aio::reactor::CoreHandle;
 use aio::{BlockCount, BlockDevice, DeviceError, DeviceUri};
-use nvmf::initiator::NvmfDevice;
+use nvmf::initiator::{NvmfDevice, PathInfo, PathState};
 use nvmf::target::{AnaState, Target, TargetError};
 use rpc::mayastor::v1::{NvmeController, NvmeControllerIoStats, NvmeControllerState};
 use tokio::task::spawn_blocking;
@@ -52,8 +52,13 @@ impl RemoteController {
     /// As the API shows it.
     pub fn describe(&self) -> NvmeController {
         let block_bytes = self.0.geometry().block_bytes;
-        let state =
-            if self.0.is_live() { NvmeControllerState::Running } else { NvmeControllerState::Faulted };
+        let works = |p: &PathInfo| matches!(p.state, PathState::Optimized | PathState::NonOptimized);
+        let state = match self.0.is_live() {
+            false => NvmeControllerState::Faulted,
+            true if self.0.paths().iter().any(works) => NvmeControllerState::Running,
+            // It is being connected again, or waits for access.
+            true => NvmeControllerState::Initializing,
+        };
         NvmeController {
             name: self.0.name().to_owned(),
             state: state.into(),
