@@ -16,8 +16,8 @@ use aio::{BlockDevice, BlockRange, Descriptor, IoStatus, check};
 use core::time::Duration;
 use uuid::Uuid;
 
+use super::open::AccountNote;
 use super::{Home, Life, find, note};
-use super::{note, open::AccountNote};
 use crate::child::ChildState;
 use crate::intent::{Bits, Intent, PAGE_BYTES, PLACES_BYTES, Page, ranges};
 use crate::rebuild::Job;
