@@ -52,5 +52,8 @@ fn main() -> Result<(), Box<dyn error::Error>> {
         .message_attribute(".", "#[derive(serde::Serialize)]")
         .enum_attribute(".", "#[derive(serde::Serialize)]")
         .compile_fds(descriptors)?;
+    // Not ours to serve or to show: only called.
+    let etcd = protox::compile(["kv.proto"], ["proto/etcd"])?;
+    tonic_prost_build::configure().build_server(false).compile_fds(etcd)?;
     Ok(())
 }

@@ -4,8 +4,9 @@
 //! - [`mayastor`]: package `mayastor.v1`, wire compatible with what the OpenEBS control plane speaks. Its
 //!   numbers are a contract, watched by `tests/wire.rs`.
 //! - [`keelson`]: package `keelson.v1`, for what that API has no call for.
+//! - [`etcd`]: the part of etcd's API that the daemon calls.
 //! - [`client`]: an endpoint and the typed clients of it.
-//! - [`cli`]: commands `pool`, `replica`, `snapshot`, `stats`, `test`, `bdev`, `device`, `controller`, `subsystem` and
+//! - [`cli`]: commands `pool`, `replica`, `nexus`, `rebuild`, `snapshot`, `stats`, `test`, `bdev`, `device`, `controller`, `subsystem` and
 //!   `perf resource`.
 //! - [`output`]: tables, JSON and sizes as the commands print them.
 //!
@@ -39,7 +40,13 @@ pub mod keelson {
     }
 }
 
-/// A `google.protobuf.FileDescriptorSet` of everything above, for the reflection service.
+/// Package `etcdserverpb`: etcd's, of version 3 of its API.
+pub mod etcd {
+    #![allow(clippy::all, missing_docs, rust_2018_idioms, unreachable_pub, reason = "generated")]
+    tonic::include_proto!("etcdserverpb");
+}
+
+/// A `google.protobuf.FileDescriptorSet` of the packages that are served, for the reflection service.
 pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("descriptors");
 
 /// Port of the gRPC server unless told otherwise.

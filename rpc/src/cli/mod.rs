@@ -8,7 +8,9 @@ mod bdev;
 mod controller;
 mod device;
 mod disks;
+mod nexus;
 mod pool;
+mod rebuild;
 mod replica;
 mod resource;
 mod scrub;
@@ -68,10 +70,16 @@ pub enum Command {
     /// Replicas: volumes of a pool
     #[command(subcommand)]
     Replica(replica::Command),
+    /// Nexuses: volumes that are mirrored over children
+    #[command(subcommand)]
+    Nexus(nexus::Command),
+    /// Rebuilds: copies of what the children of nexuses lack
+    #[command(subcommand)]
+    Rebuild(rebuild::Command),
     /// Snapshots of replicas, and clones of them
     #[command(subcommand)]
     Snapshot(snapshot::Command),
-    /// Counters of pools and replicas
+    /// Counters of pools, nexuses and replicas
     #[command(subcommand)]
     Stats(stats::Command),
     /// Wipe or checksum a replica
@@ -163,6 +171,8 @@ pub async fn run(
     match command {
         Command::Bdev(c) => bdev::run(&client, c, printer).await,
         Command::Replica(c) => replica::run(&client, c, printer).await,
+        Command::Nexus(c) => nexus::run(&client, c, printer).await,
+        Command::Rebuild(c) => rebuild::run(&client, c, printer).await,
         Command::Snapshot(c) => snapshot::run(&client, c, printer).await,
         Command::Stats(c) => stats::run(&client, c, printer).await,
         Command::Test(c) => test::run(&client, c, printer).await,

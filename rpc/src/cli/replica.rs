@@ -272,7 +272,7 @@ pub(super) async fn resolve(client: &Client, text: &str, pool: &PoolChoice) -> R
 }
 
 /// The canonical form.
-fn is_uuid(text: &str) -> bool {
+pub(super) fn is_uuid(text: &str) -> bool {
     let digits = |part: &str, len| part.len() == len && part.bytes().all(|b| b.is_ascii_hexdigit());
     let parts: Vec<&str> = text.split('-').collect();
     parts.len() == 5 && parts.iter().zip([8, 4, 4, 4, 12]).all(|(part, len)| digits(part, len))
