@@ -177,6 +177,7 @@ fn setup(port: u16, disk: &Path, size_bytes: u64) -> anyhow::Result<Setup> {
     };
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     Ok(Setup {
+        etcd: None,
         node_name: "demo".to_owned(),
         hostnqn: None,
         ana_feature: false,

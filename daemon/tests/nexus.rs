@@ -13,8 +13,10 @@ use common::{Host, Running, job, setup};
 use keelson::perf::{Outcome, Pattern};
 use keelson::serve::Setup;
 use rpc::mayastor::v1::{
-    BdevShareRequest, DestroyBdevRequest, GetNvmeAnaStateRequest, ListNexusOptions, ListStatsOption,
-    PublishNexusRequest, SetNvmeAnaStateRequest,
+    BdevShareRequest, DestroyBdevRequest, GetNvmeAnaStateRequest, ListNexusOptions,
+    ListRebuildHistoryRequest, ListStatsOption, PauseRebuildRequest, PublishNexusRequest,
+    RebuildHistoryRequest, RebuildStateRequest, RebuildStatsRequest, ResumeRebuildRequest,
+    SetNvmeAnaStateRequest, StopRebuildRequest,
 };
 use tonic::Code;
 
@@ -409,9 +411,23 @@ async fn a_nexus_grows_with_its_children() {
     d.stop().await;
 }
 
+/// What Prometheus gets.
+async fn metrics_page(d: &Running) -> String {
+    use std::io::{Read, Write};
+    let addr = d.daemon.metrics().unwrap();
+    let get = move || {
+        let mut stream = std::net::TcpStream::connect(addr).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).unwrap();
+        page
+    };
+    tokio::task::spawn_blocking(get).await.unwrap()
+}
+
 #[tokio::test]
 async fn counters() {
-    let d = Running::start(setup()).await;
+    let d = Running::start(Setup { metrics: Some(common::any_port()), ..setup() }).await;
     let id = uuid(9);
     d.mirror(&id, SIZE, &[&ram(1), &ram(2)]).await.unwrap();
     let stats = |name: Option<&str>| {
@@ -427,8 +443,145 @@ async fn counters() {
     assert!(got.num_write_ops > 0 && got.bytes_written >= got.num_write_ops * 4096, "{got:?}");
     assert!(got.tick_rate > 0 && got.write_latency_ticks >= got.max_write_latency_ticks, "{got:?}");
     assert!(got.min_write_latency_ticks <= got.max_write_latency_ticks);
+    let metrics = metrics_page(&d).await;
+    let children = format!("keelson_nexus_children{{nexus=\"{id}\",state=\"healthy\"}} 2");
+    assert!(metrics.contains(&children), "{metrics}");
+    let reads = format!("keelson_nexus_commands_total{{nexus=\"{id}\",op=\"read\"}} {}", got.num_read_ops);
+    assert!(metrics.contains(&reads), "{metrics}");
     d.client.stats().reset_io_stats(()).await.unwrap();
     let got = stats(None).await.unwrap().remove(0);
     assert_eq!((got.num_read_ops, got.bytes_written, got.max_read_latency_ticks), (0, 0, 0));
+    d.stop().await;
+}
+
+/// The calls of rebuilds: what each answers while one is there and after it.
+#[tokio::test]
+async fn rebuilds() {
+    let d = Running::start(setup()).await;
+    let (id, a, b) = (uuid(9), ram(1), ram(2));
+    let big = 24 * MIB;
+    d.mirror(&id, big, &[&a]).await.unwrap();
+    let target = |uri: &str| (uuid(9), uri.to_owned());
+    let mut client = d.client.nexus();
+    let (nexus_uuid, uri) = target(&b);
+    let state = async |uri: &str| {
+        let request = RebuildStateRequest { nexus_uuid: uuid(9), uri: uri.into() };
+        code(d.client.nexus().get_rebuild_state(request).await).map(|a| a.state)
+    };
+    let stats = async |uri: &str| {
+        let request = RebuildStatsRequest { nexus_uuid: uuid(9), uri: uri.into() };
+        code(d.client.nexus().get_rebuild_stats(request).await)
+    };
+    let pause = || PauseRebuildRequest { nexus_uuid: uuid(9), uri: ram(2) };
+    let resume = || ResumeRebuildRequest { nexus_uuid: uuid(9), uri: ram(2) };
+    let stop = || StopRebuildRequest { nexus_uuid: uuid(9), uri: ram(2) };
+
+    // Nothing is there yet.
+    assert_eq!(d.start_rebuild(&uuid(5), &b).await, Err(Code::NotFound));
+    assert_eq!(d.start_rebuild(&id, &b).await, Err(Code::NotFound));
+    assert_eq!(d.start_rebuild(&id, &a).await, Err(Code::Internal), "there is no other to copy from");
+    assert_eq!(code(client.pause_rebuild(pause()).await).err(), Some(Code::NotFound));
+    assert_eq!((state(&a).await, stats(&a).await.err()), (Err(Code::NotFound), Some(Code::NotFound)));
+    assert!(code(client.stop_rebuild(stop()).await).is_ok(), "none to stop");
+
+    // One that is stopped leaves the child out of sync.
+    let n = d.add_child(&id, &b, true).await.unwrap();
+    let child = n.children.iter().find(|c| c.uri == b).unwrap();
+    assert_eq!((child.state, child.state_reason, child.rebuild_progress, n.rebuilds), (DEGRADED, 8, -1, 0));
+    assert_eq!(d.child_op(&id, &a, 0).await, Err(Code::FailedPrecondition), "the other lacks everything");
+    d.start_rebuild(&id, &b).await.unwrap();
+    // It may be over before it is paused: then it is told of as done.
+    if code(client.pause_rebuild(pause()).await).is_ok() {
+        assert_eq!(state(&b).await.as_deref(), Ok("paused"));
+        let figures = stats(&b).await.unwrap();
+        assert_eq!(
+            (figures.blocks_total, figures.block_size, figures.blocks_per_task),
+            (big / 512 - 1, 512, 128)
+        );
+        assert_eq!((figures.tasks_total, figures.is_partial), (16, false));
+        assert!(figures.progress < 100 && figures.start_time.is_some(), "{figures:?}");
+        assert_eq!(d.nexus(&id).await.unwrap().rebuilds, 1);
+        assert_eq!(d.start_rebuild(&id, &b).await, Err(Code::Internal), "one at a time");
+        code(client.resume_rebuild(resume()).await).unwrap();
+    }
+    d.until_child(&id, &b, ONLINE).await;
+    assert_eq!(d.start_rebuild(&id, &b).await, Err(Code::Internal), "it is in sync");
+    for _ in 0..200 {
+        if d.nexus(&id).await.unwrap().rebuilds == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(code(client.resume_rebuild(resume()).await).err(), Some(Code::NotFound), "it is over");
+
+    // And is told of.
+    let history = code(client.get_rebuild_history(RebuildHistoryRequest { uuid: uuid(9) }).await).unwrap();
+    assert_eq!((history.uuid.as_str(), history.records.len()), (id.as_str(), 1));
+    let record = &history.records[0];
+    assert_eq!(
+        (record.child_uri.as_str(), record.src_uri.as_str(), record.state),
+        (uri.as_str(), a.as_str(), 5)
+    );
+    assert_eq!(nexus_uuid, id);
+    let list = async |count: Option<u32>, since: Option<prost_types::Timestamp>| {
+        let request = ListRebuildHistoryRequest { count, since_end_time: since };
+        let answer = code(d.client.nexus().list_rebuild_history(request).await).unwrap();
+        (answer.histories[&uuid(9)].records.len(), answer.end_time.unwrap())
+    };
+    let (n, end) = list(None, None).await;
+    assert_eq!((n, Some(end)), (1, record.end_time));
+    assert_eq!((list(Some(0), None).await.0, list(None, Some(end)).await.0), (0, 0), "strictly later");
+    assert_eq!(
+        code(client.get_rebuild_history(RebuildHistoryRequest { uuid: uuid(5) }).await).err(),
+        Some(Code::NotFound)
+    );
+    d.stop().await;
+}
+
+/// The commands, as a person types them.
+#[tokio::test]
+async fn commands() {
+    let d = Running::start(setup()).await;
+    let grpc = d.daemon.engine().node().grpc.to_string();
+    let run = async |args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_keelson"));
+        command.arg("-b").arg(&grpc).args(args);
+        let out = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (out.status.code().unwrap(), text(out.stdout), text(out.stderr))
+    };
+    assert_eq!(run(&["nexus", "list"]).await, (0, "No nexus found\n".into(), String::new()));
+    let (a, b) = (ram(1), ram(2));
+    let (status, id, _) = run(&["nexus", "create", "", "24MiB", &a, "--name", "vol1"]).await;
+    let id = id.trim();
+    assert!(status == 0 && id.len() == 36, "{status} {id}");
+    let (status, out, _) = run(&["nexus", "publish", "vol1"]).await;
+    assert!(status == 0 && out.starts_with("Nexus published over: nvmf+tcp://"), "{out}");
+    assert_eq!(run(&["nexus", "ana_state", "vol1", "non_optimized"]).await.1.trim(), id);
+    assert_eq!(run(&["nexus", "ana_state", "vol1"]).await.1, "non_optimized\n");
+    assert_eq!(run(&["nexus", "add", "vol1", &b]).await.1.trim(), id);
+    d.until_child(id, &b, ONLINE).await;
+    let (_, out, _) = run(&["nexus", "children", "vol1"]).await;
+    assert_eq!(out.matches(" online ").count(), 2, "{out}");
+    assert_eq!(run(&["nexus", "child", "offline", "vol1", &b]).await.1.trim(), b);
+    let (status, _, err) = run(&["nexus", "child", "offline", "vol1", &a]).await;
+    assert!(status == 1 && err.contains("last healthy") && err.contains("FAILED_PRECONDITION"), "{err}");
+    assert_eq!(run(&["nexus", "child", "online", "vol1", &b]).await.0, 0);
+    d.until_child(id, &b, ONLINE).await;
+    let (_, out, _) = run(&["rebuild", "history", id]).await;
+    assert_eq!(out.matches("completed").count(), 2, "{out}");
+    let (status, _, err) = run(&["rebuild", "progress", "vol1", &b]).await;
+    assert!(status == 1 && err.contains("is not being rebuilt"), "{err}");
+    assert!(run(&["stats", "nexus", "vol1"]).await.1.contains("vol1"));
+    let (_, json, _) = run(&["nexus", "list", "-o", "json"]).await;
+    assert!(json.contains("\"nexus_list\"") && json.contains("\"device_uri\": \"nvmf+tcp"), "{json}");
+    assert_eq!(
+        run(&["nexus", "remove", "vol1", &b]).await.1.trim(),
+        format!("Removed {b} from specified nexus")
+    );
+    assert_eq!(run(&["nexus", "shutdown", "vol1"]).await.1.trim(), id);
+    let (status, _, err) = run(&["nexus", "destroy", "nobody"]).await;
+    assert!(status == 1 && err.contains("`keelson nexus list` shows what is"), "{err}");
+    assert_eq!(run(&["nexus", "destroy", "vol1"]).await.1.trim(), id);
     d.stop().await;
 }

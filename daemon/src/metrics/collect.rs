@@ -6,8 +6,8 @@ use nvmf::target::core::{ConnectionInfo, TargetCoreStats};
 use nvmf::target::snapshot::{ControllerSnapshot, NamespaceSnapshot, SubsystemSnapshot};
 use rpc::mayastor::v1::NvmeControllerState;
 
-use super::pools;
 use super::text::{Kind, Page, seconds};
+use super::{nexuses, pools};
 use crate::engine::Engine;
 use crate::host::usage;
 use crate::node::VERSION;
@@ -36,6 +36,7 @@ pub(super) async fn page(engine: &Engine) -> String {
     controllers(&mut page, &subsystems, &queues);
     remotes(&mut page, engine);
     pools::pools(&mut page, engine).await;
+    nexuses::nexuses(&mut page, engine).await;
     page.finish()
 }
 

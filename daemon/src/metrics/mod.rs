@@ -5,6 +5,7 @@
 //! - this file: a server of exactly one page over HTTP/1.1.
 
 mod collect;
+mod nexuses;
 mod pools;
 mod text;
 

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use aio::reactor::CoreHandle;
 use aio::{BlockDevice, Capabilities};
-use nexus::membership::in_sync;
-use nexus::{CreateNexus, Preempt, Record};
+use nexus::{CreateNexus, Preempt};
 use nvme::reservation::ReservationType;
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -31,26 +30,6 @@ const OFFERS: Capabilities = Capabilities::FUA
 
 /// How long the end of the daemon waits for its nexuses.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Children that are open, and whether each has every write.
-pub(super) struct Cast {
-    pub(super) healthy: Vec<OpenChild>,
-    pub(super) others: Vec<OpenChild>,
-}
-
-impl Cast {
-    pub(super) fn of(children: Vec<OpenChild>, last: Option<&Record>, notes: Option<&str>) -> Self {
-        let devices: Vec<_> = children.iter().map(|c| (c.known.uuid, &*c.device)).collect();
-        let in_sync = in_sync(&devices, last, notes).unwrap_or_default();
-        let mut in_sync = in_sync.into_iter();
-        let (healthy, others) = children.into_iter().partition(|_| in_sync.next().unwrap_or(false));
-        Self { healthy, others }
-    }
-
-    pub(super) fn all(&self) -> impl Iterator<Item = &OpenChild> {
-        self.healthy.iter().chain(&self.others)
-    }
-}
 
 /// Controller ids of a request.
 pub fn check_cntlids(min: u32, max: u32) -> Result<[u16; 2], EngineError> {
@@ -133,38 +112,24 @@ impl Engine {
         wish: &desired::Nexus,
         children: Vec<OpenChild>,
     ) -> Result<nexus::Nexus, EngineError> {
-        let nexus = wish.name.clone();
-        let store = self.records().of(wish.uuid);
-        let last = store.load().await.map_err(|source| NexusError::Record { nexus, source })?;
-        // Without its notes, no child is known to have lost no power.
-        let notes = store.load_notes().await.ok().flatten();
-        let cast = Cast::of(children, last.as_ref(), notes.as_deref());
-        if cast.healthy.is_empty() && !cast.others.is_empty() {
-            let healthy = last.iter().flat_map(|r| &r.children).filter(|c| c.healthy);
+        let nexus = || wish.name.clone();
+        let store = self.records().of(wish.uuid, &wish.info_key);
+        let last = store.load().await.map_err(|source| NexusError::Record { nexus: nexus(), source })?;
+        if let Some(last) = last.filter(|r| children.iter().any(|c| r.knows(c.known.uuid)))
+            && !children.iter().any(|c| last.is_healthy(c.known.uuid))
+        {
+            let healthy = last.children.iter().filter(|c| c.healthy);
             let healthy: Vec<String> = healthy.map(|c| c.uuid.to_string()).collect();
-            let nexus = wish.name.clone();
-            return Err(NexusError::NoHealthyChild { nexus, healthy: healthy.join(", ") }.into());
+            return Err(NexusError::NoHealthyChild { nexus: nexus(), healthy: healthy.join(", ") }.into());
         }
-        let mirror = self.start_mirror(wish, &cast, store).await?;
-        for child in &cast.others {
-            let added = async {
-                mirror.add_child(child.spec()).await?;
-                mirror.start_rebuild(&child.uri).await
-            };
-            if let Err(e) = added.await {
-                self.end_mirror(&wish.name, &mirror).await;
-                return Err(NexusOp::Create.failed()(e));
-            }
-            info!(nexus = %wish.name, child = %child.uri, "the child lacks writes, by the record: it is rebuilt");
-        }
-        Ok(mirror)
+        self.start_mirror(wish, &children, store).await
     }
 
-    /// Makes the mirror of the children that have everything, and its device.
+    /// Makes the mirror and its device. It rebuilds the children that lack writes, by the record.
     pub(super) async fn start_mirror(
         &self,
         wish: &desired::Nexus,
-        cast: &Cast,
+        children: &[OpenChild],
         store: Arc<dyn nexus::MembershipStore>,
     ) -> Result<nexus::Nexus, EngineError> {
         let create = CreateNexus {
@@ -173,7 +138,7 @@ impl Engine {
             device_uuid: device_uuid(wish),
             size_bytes: wish.size_bytes,
             offers: OFFERS,
-            children: cast.healthy.iter().map(OpenChild::spec).collect(),
+            children: children.iter().map(OpenChild::spec).collect(),
             reservation: wish.reservation.as_ref().and_then(reservation),
         };
         let made = nexus::Nexus::create(self.home_of_next_nexus(), create, store).await;

@@ -15,7 +15,6 @@ use uuid::Uuid;
 use super::NexusEntry;
 use super::children::{Child, OpenChild};
 use super::error::NexusError;
-use super::lifecycle::Cast;
 use crate::desired;
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -140,43 +139,46 @@ impl Engine {
     async fn start_again(
         &self,
         entry: &NexusEntry,
-        open: Vec<OpenChild>,
+        mut open: Vec<OpenChild>,
         missing: Vec<String>,
         start_without: bool,
     ) -> Result<(), String> {
         let wish = &entry.wish;
-        let store = self.records().of(wish.uuid);
+        let store = self.records().of(wish.uuid, &wish.info_key);
         let unread = |source| NexusError::Record { nexus: wish.name.clone(), source }.to_string();
         let last = store.load().await.map_err(unread)?;
-        let notes = store.load_notes().await.ok().flatten();
-        let cast = Cast::of(open, last.as_ref(), notes.as_deref());
-        if cast.healthy.is_empty() {
+        // Without a record they are what they were when the nexus was asked for: all alike.
+        let (has_all, alone) = match &last {
+            Some(record) => {
+                let healthy: Vec<_> = open.iter().map(|c| record.is_healthy(c.known.uuid)).collect();
+                (healthy, !record.clean_shutdown)
+            }
+            None => (vec![true; open.len()], false),
+        };
+        if !has_all.contains(&true) {
             return Err(format!(
                 "none of its children that has every write can be opened: {}",
                 missing.join("; ")
             ));
         }
         // After a crash one is the source of all others anyway.
-        let alone = last.as_ref().is_some_and(|r| !r.clean_shutdown);
-        if !alone && !start_without && lacks_healthy(last.as_ref(), &cast, wish.children.len()) {
+        if !alone && !start_without && lacks_healthy(last.as_ref(), &open, wish.children.len()) {
             return Err(missing.join("; "));
         }
-        let mirror = self.start_mirror(wish, &cast, store).await.map_err(|e| e.to_string())?;
-        let mut there: Vec<Child> = cast.healthy.iter().map(OpenChild::entry).collect();
-        for child in &cast.others {
-            let added = async {
-                mirror.add_child(child.spec()).await?;
-                mirror.start_rebuild(&child.uri).await
-            };
-            match added.await {
-                Ok(()) => there.push(child.entry()),
-                Err(e) => {
-                    warn!(nexus = %wish.name, child = %child.uri, "the child cannot be used yet: {e}");
-                    let _ = mirror.remove_child(&child.uri).await;
-                    self.close_child(&child.known);
-                }
+        let mirror = match self.start_mirror(wish, &open, store.clone()).await {
+            Err(e) if has_all.contains(&false) => {
+                // One that has to be rebuilt anyway must not keep the others from serving: it is tried again later.
+                warn!(nexus = %wish.name, "{e}; it is tried without the children that lack writes");
+                let (keep, leave): (Vec<_>, Vec<_>) =
+                    open.into_iter().zip(has_all).partition(|(_, all)| *all);
+                leave.iter().for_each(|(child, _)| self.close_child(&child.known));
+                open = keep.into_iter().map(|(child, _)| child).collect();
+                self.start_mirror(wish, &open, store).await
             }
-        }
+            made => made,
+        };
+        let mirror = mirror.map_err(|e| e.to_string())?;
+        let there: Vec<Child> = open.iter().map(OpenChild::entry).collect();
         self.nexuses().change(wish.uuid, |e| {
             e.mirror = Some(mirror);
             for child in &mut e.children {
@@ -190,12 +192,12 @@ impl Engine {
 }
 
 /// Whether a child that has everything is missing.
-fn lacks_healthy(last: Option<&Record>, cast: &Cast, children: usize) -> bool {
+fn lacks_healthy(last: Option<&Record>, open: &[OpenChild], children: usize) -> bool {
     match last {
         Some(record) => {
-            let open = |uuid: &Uuid| cast.all().any(|c| c.known.uuid == *uuid);
-            record.children.iter().any(|c| c.healthy && !open(&c.uuid))
+            let is_open = |uuid: Uuid| open.iter().any(|c| c.known.uuid == uuid);
+            record.children.iter().any(|c| c.healthy && !is_open(c.uuid))
         }
-        None => cast.all().count() < children,
+        None => open.len() < children,
     }
 }

@@ -9,6 +9,7 @@ use clap::Args;
 use rpc::DEFAULT_GRPC_PORT;
 
 use super::cores::{parse_list, parse_mask};
+use crate::nexuses::records::etcd::{EtcdAddr, EtcdOptions};
 
 /// Port of the NVMe/TCP target unless told otherwise.
 pub const DEFAULT_NVMF_PORT: u16 = 8420;
@@ -67,6 +68,16 @@ pub struct ServeArgs {
     /// Mayastor's pool file: pools to import, or to make, at the start
     #[arg(short = 'P', value_name = "YAML")]
     pub pool_file: Option<PathBuf>,
+
+    /// etcd, for the members of nexuses: which children are healthy [default: files in --state-dir]
+    #[arg(short = 'p', long, value_name = "HOST[:PORT]")]
+    pub persistent_store: Option<EtcdAddr>,
+    /// How long one request to it may take, such as 10s or 500ms; 1 to 60 seconds
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    pub ps_timeout: Duration,
+    /// How often a request is repeated, a second apart, before a nexus that cannot record its members ends
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    pub ps_retries: u8,
 
     /// Devices, pools, subsystems and hosts to start with (TOML)
     #[arg(long, value_name = "FILE", help_heading = OWN)]
@@ -193,13 +204,6 @@ pub struct CompatArgs {
     /// Arguments for DPDK: there is none
     #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
     env_context: Option<String>,
-    /// etcd
-    #[arg(short = 'p', value_name = "HOST[:PORT]")]
-    persistent_store: Option<String>,
-    #[arg(long, hide = true)]
-    ps_timeout: Option<String>,
-    #[arg(long, hide = true)]
-    ps_retries: Option<u8>,
     #[arg(long, hide = true)]
     bdev_pool_size: Option<u64>,
     #[arg(long, hide = true)]
@@ -242,10 +246,6 @@ impl CompatArgs {
             }
         };
         note(self.registration.is_some(), "-R: registration with a control plane is not there yet");
-        note(
-            self.persistent_store.is_some(),
-            "-p: etcd is not used yet: nothing here needs it before volumes do",
-        );
         note(self.json_rpc.is_some(), "-r: there is no JSON-RPC socket");
         note(self.engine_yaml.is_some(), "-y: Mayastor's settings are accepted and not read; see --config");
         note(self.events_url.is_some(), "--events-url: events are not there yet");
@@ -260,7 +260,29 @@ impl CompatArgs {
     }
 }
 
+/// A number and ms, s, m or h; without, seconds. For clap.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let bad = || format!("{text:?} is no time: write a number and ms, s, m or h");
+    let number: u32 = number.parse().map_err(|_| bad())?;
+    match unit.trim() {
+        "ms" => Ok(Duration::from_millis(number.into())),
+        "" | "s" => Ok(Duration::from_secs(number.into())),
+        "m" => Ok(Duration::from_secs(u64::from(number) * 60)),
+        "h" => Ok(Duration::from_secs(u64::from(number) * 3600)),
+        _ => Err(bad()),
+    }
+}
+
 impl ServeArgs {
+    /// The persistent store.
+    pub fn etcd(&self) -> Option<EtcdOptions> {
+        let timeout = self.ps_timeout.clamp(Duration::from_secs(1), Duration::from_secs(60));
+        let addr = self.persistent_store.clone()?;
+        Some(EtcdOptions { addr, timeout, retries: self.ps_retries })
+    }
+
     /// Where gRPC is served.
     pub fn grpc_addr(&self) -> Result<SocketAddr, String> {
         let ip = self.grpc_ip.or(self.grpc_ip_positional).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
@@ -342,11 +364,30 @@ mod tests {
         assert_eq!(args.cores(&[]), [CoreId(1), CoreId(2)]);
         assert_eq!(args.tgt_iface.as_deref(), Some("eth0"));
         assert_eq!(args.tgt_crdt, Crdt([30, 0, 0]));
+        let etcd = args.etcd().unwrap();
+        assert_eq!((etcd.addr.to_string(), etcd.retries), ("etcd:2379".into(), 30));
+        assert_eq!(etcd.timeout, Duration::from_secs(10));
         let notes = args.compat.notes();
-        for flag in ["-R", "-p", "-y", "-r", "--events-url", "--enable-rdma"] {
+        for flag in ["-R", "-y", "-r", "--events-url", "--enable-rdma"] {
             assert!(notes.iter().any(|n| n.starts_with(&format!("{flag}:"))), "{flag} in {notes:?}");
         }
         assert!(!notes.iter().any(|n| n.starts_with("--api-versions")));
+    }
+
+    #[test]
+    fn how_patiently_the_persistent_store_is_asked() {
+        let timeout = |text: &str| {
+            parse(&["-p=etcd", "--ps-timeout", text, "--ps-retries=3"]).map(|a| a.etcd().unwrap().timeout)
+        };
+        assert_eq!(timeout("1500ms").unwrap(), Duration::from_millis(1500));
+        assert_eq!(timeout("10ms").unwrap(), Duration::from_secs(1), "no less");
+        assert_eq!(timeout("5m").unwrap(), Duration::from_secs(60), "no more");
+        assert_eq!(timeout("7").unwrap(), Duration::from_secs(7));
+        for bad in ["", "s", "-1s", "1y", "99999999999s"] {
+            assert!(timeout(bad).is_err(), "{bad}");
+        }
+        assert!(parse(&["-p", "a/b"]).is_err());
+        assert_eq!(parse(&[]).unwrap().etcd(), None);
     }
 
     #[test]

@@ -35,6 +35,7 @@ use crate::engine::Engine;
 use crate::host::stacks;
 use crate::metrics;
 use crate::nexuses::records::Records;
+use crate::nexuses::records::etcd::{EtcdOptions, EtcdRecords};
 use crate::nexuses::records::file::FileRecords;
 use crate::node::Node;
 use crate::ptpl::ReservationDir;
@@ -93,6 +94,8 @@ pub struct Setup {
     pub ana_feature: bool,
     /// Limits of the target.
     pub target: TargetConfig,
+    /// Where the members of nexuses are recorded, instead of in the state folder.
+    pub etcd: Option<EtcdOptions>,
     /// The state folder.
     pub state: Option<std::path::PathBuf>,
     /// The folder of reservations that persist through power loss.
@@ -140,11 +143,17 @@ impl Daemon {
         };
         let node = Node::new(setup.node_name, grpc.local_addr()?, nvmf, setup.hostnqn);
         let node = Node { ana_feature: setup.ana_feature, ..node };
-        let records = match &setup.state {
-            Some(folder) => {
+        let records = match (&setup.etcd, &setup.state) {
+            (Some(options), _) => {
+                let etcd =
+                    EtcdRecords::new(options.clone()).context("the address of etcd (-p) cannot be used")?;
+                etcd.reach().await;
+                Records::Etcd(etcd)
+            }
+            (None, Some(folder)) => {
                 Records::Files(FileRecords::new(folder).context("the state folder cannot be used")?)
             }
-            None => Records::None,
+            (None, None) => Records::None,
         };
         let engine = Engine::new(node, cores, target, store, records);
         if let Some(dir) = reservations {
@@ -332,6 +341,7 @@ impl ServeArgs {
                 crdt: self.tgt_crdt.0,
                 ..TargetConfig::default()
             },
+            etcd: self.etcd(),
             state: self.state_dir.clone(),
             ptpl: self.ptpl_dir.clone(),
             declared,

@@ -1,6 +1,7 @@
 //! A daemon in this process, on ports of its own, with a client.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test file uses some of it")]
 
+pub mod etcd;
 pub mod nexuses;
 pub mod pools;
 
@@ -28,6 +29,7 @@ pub fn any_port() -> SocketAddr {
 /// One unpinned core, ephemeral ports, nothing declared.
 pub fn setup() -> Setup {
     Setup {
+        etcd: None,
         node_name: "test".into(),
         hostnqn: None,
         ana_feature: true,

@@ -1,8 +1,9 @@
 //! Where the members of nexuses are recorded: who is healthy, so that nobody reads from one that is not.
 //!
-//! - This file: which store there is, and the record as text, which is Mayastor's. - [`mod@file`]: a file a nexus, in the
-//!   state folder. Without a state folder nothing outlives the daemon, the nexus neither.
+//! - This file: which store there is, and the record as text, which is Mayastor's. - [`etcd`]: where a control plane looks
+//!   (`-p`). - [`mod@file`]: a file a nexus, in the state folder. With neither nothing outlives the daemon, the nexus neither.
 
+pub mod etcd;
 pub mod file;
 
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use nexus::{MemberRecord, MembershipStore, NoStore, Record};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use self::etcd::EtcdRecords;
 use self::file::FileRecords;
 
 /// Where records are.
@@ -19,6 +21,8 @@ pub enum Records {
     None,
     /// In files.
     Files(FileRecords),
+    /// In etcd.
+    Etcd(EtcdRecords),
 }
 
 impl Records {
@@ -27,11 +31,13 @@ impl Records {
         !matches!(self, Self::None)
     }
 
-    /// Where the record of a nexus is kept.
-    pub fn of(&self, nexus: Uuid) -> Arc<dyn MembershipStore> {
+    /// Where the record of a nexus is kept. In etcd that is under `key`, unless it is empty.
+    pub fn of(&self, nexus: Uuid, key: &str) -> Arc<dyn MembershipStore> {
         match self {
             Self::None => Arc::new(NoStore),
             Self::Files(files) => Arc::new(files.of(nexus)),
+            Self::Etcd(etcd) if key.is_empty() => Arc::new(etcd.of(&nexus.to_string())),
+            Self::Etcd(etcd) => Arc::new(etcd.of(key)),
         }
     }
 }
