@@ -367,7 +367,7 @@ impl Home {
             if job.has_lost_source() && self.copy(job.clone()) {
                 return;
             }
-            self.conclude(job, well && !job.has_lost_source()).await;
+            self.conclude(job, well && job.is_planned() && !job.has_lost_source()).await;
         }
         let mut state = self.state.borrow_mut();
         if let Some(child) = state.children[job.place].as_mut().filter(|_| current) {
