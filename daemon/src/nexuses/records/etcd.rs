@@ -111,7 +111,7 @@ impl EtcdRecords {
     pub async fn reach(&self) {
         let mut attempt = 0_u32;
         while let Err(e) = self.attempt(|mut kv| async move { kv.range(range("/keelson")).await }).await {
-            if attempt % 30 == 0 {
+            if attempt.is_multiple_of(30) {
                 warn!("etcd at {} (-p) does not answer, and is waited for: {e}", self.options.addr);
             }
             attempt += 1;
