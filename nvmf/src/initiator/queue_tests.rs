@@ -19,6 +19,7 @@ struct Wire {
     from_host: Vec<u8>,
     /// Bytes that the socket still takes.
     room: usize,
+    aborted: bool,
 }
 
 struct Stream(Rc<RefCell<Wire>>);
@@ -63,6 +64,10 @@ impl ByteStream for Stream {
     }
 
     fn shutdown(&mut self) {}
+
+    fn abort(&mut self) {
+        self.0.borrow_mut().aborted = true;
+    }
 }
 
 struct Rig {
@@ -156,4 +161,21 @@ fn no_data_after_the_answer() {
     rig.answer(pdu.wire());
     assert_eq!(rig.queue.fault(), Some(PeerFault::Protocol(PduError::Sequence)));
     assert!(matches!(rig.queue.take_done(), Some(Done { user: 1, result: Err(_) })));
+}
+
+/// `HAZARDS` H3: what the kernel has taken of a queue that is given up must not reach the controller later. A queue that is
+/// closed in peace still delivers.
+#[test]
+fn h03_a_queue_that_is_given_up_resets_its_connection() {
+    let mut rig = Rig::new();
+    let data = [7u8; 4096];
+    let sg = [memory::entry_of(&data).unwrap()];
+    rig.issue(NvmOpcode::WRITE, Data::Out { sg: &sg, stable: true }, 1);
+    rig.queue.fail(PeerFault::Timeout);
+    assert!(rig.wire.borrow().aborted);
+    assert!(matches!(rig.queue.take_done(), Some(Done { user: 1, result: Err(PeerFault::Timeout) })));
+    assert_eq!(rig.queue.room(), 0, "and takes nothing more");
+    let mut rig = Rig::new();
+    rig.queue.close(PeerFault::Closed);
+    assert!(!rig.wire.borrow().aborted);
 }
