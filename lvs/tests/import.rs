@@ -151,3 +151,48 @@ fn an_import_that_nobody_waits_for_leaves_the_pool_closed() {
         assert!(matches!(rig.run(pool.info()), Err(LvsError::Closed { .. })));
     }
 }
+
+/// A bug: two imports of a pool at once were both let in, and each wrote a log of its own.
+#[test]
+fn of_two_imports_at_once_one_opens_the_pool() {
+    let rig = Rig::new();
+    let disk = rig.disk("a", 4096, 64, true, 1);
+    let pool = rig.run(Pool::create(rig.home(), vec![on(&disk)], pool_spec())).unwrap();
+    rig.run(pool.export()).unwrap();
+    for apart in [0, 1, 5, 20, 60, 200] {
+        let device = on(&disk);
+        let import = || Pool::import(rig.home(), vec![device.clone()], ImportPool::default());
+        let mut first = pin!(import());
+        let mut opened = Vec::new();
+        let mut poll = |import: std::pin::Pin<&mut _>| match Future::poll(
+            import,
+            &mut Context::from_waker(Waker::noop()),
+        ) {
+            Poll::Ready(ended) => {
+                let ended: Result<Pool, LvsError> = ended;
+                opened.push(ended);
+                true
+            }
+            Poll::Pending => false,
+        };
+        let mut over = false;
+        for _ in 0..apart {
+            over = over || poll(first.as_mut());
+            rig.turn();
+        }
+        let (mut second, mut second_over) = (pin!(import()), false);
+        while !over || !second_over {
+            over = over || poll(first.as_mut());
+            second_over = second_over || poll(second.as_mut());
+            rig.turn();
+        }
+        let (good, bad): (Vec<_>, Vec<_>) = opened.into_iter().partition(Result::is_ok);
+        assert_eq!((good.len(), bad.len()), (1, 1), "{apart} turns apart");
+        assert!(
+            matches!(bad[0], Err(LvsError::Exists { .. })),
+            "{apart} turns apart: {:?}",
+            bad[0].as_ref().err()
+        );
+        rig.run(good.into_iter().next().unwrap().unwrap().export()).unwrap();
+    }
+}

@@ -17,12 +17,13 @@ use super::io::IoCtx;
 use super::lines::Lines;
 use super::log::Log;
 use super::member::{DevOp, Member};
+use super::open_stores::Claim;
 use super::seal::seal;
 use super::slab::Slab;
 use super::space::{Segment, Space};
 use super::superblock::{anchor_members, check_vacant};
 use super::write::{MAX_RECORDS, RecordCtx};
-use super::{DELTA_RANGES, DELTA_UPDATES, Inner, Store, open_stores};
+use super::{DELTA_RANGES, DELTA_UPDATES, Inner, Store};
 use crate::LvsError;
 use crate::format::anchor::Anchor;
 use crate::format::blob::BlobPtr;
@@ -171,6 +172,7 @@ pub(super) fn assemble(core: &Core, parts: Parts) -> Result<Rc<Store>, LvsError>
         segment: Cell::default(),
         closing: Cell::new(false),
         closed: Cell::new(false),
+        claim: Cell::new(None),
         scrub: super::scrub::Scrub::default(),
         checkpoints: Gate::default(),
         changes: Gate::default(),
@@ -186,9 +188,9 @@ impl Store {
     ) -> Result<Rc<Self>, LvsError> {
         check_name(&spec.name)?;
         let uuid = spec.uuid.unwrap_or_else(Uuid::new_v4);
-        if open_stores::get(uuid).is_some() {
+        let Some(claim) = Claim::new(uuid) else {
             return Err(LvsError::Exists { what: "pool", name: uuid.to_string(), pool: spec.name });
-        }
+        };
         let mut members = open_members(&spec.name, devices).await?;
         let space = match new_space(&mut members, spec.force).await {
             Ok(space) => space,
@@ -198,6 +200,7 @@ impl Store {
             }
         };
         let store = Self::new_pool(core, members, space, spec.name, uuid)?;
+        store.claim.set(Some(claim));
         // What an earlier pool left goes first, then comes the first checkpoint, then the labels: a disk that has a label
         // has a pool, and one that a crash left without is as empty as before.
         let written = async {

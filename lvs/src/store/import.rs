@@ -12,6 +12,7 @@ use super::catalogue::Catalogue;
 use super::create::{Parts, assemble, close_members, open_members};
 use super::lines::{Line, Lines};
 use super::member::Member;
+use super::open_stores::Claim;
 use super::seal::seal;
 use super::space::{Segment, Space, State};
 use super::superblock::{in_order, labels, newest_anchor};
@@ -143,8 +144,8 @@ impl Store {
     ) -> Result<Rc<Self>, LvsError> {
         let mut members = open_members(spec.name.as_deref().unwrap_or_default(), devices).await?;
         let found = Self::recognise(&mut members, &spec).await;
-        let (label, anchor, members, missing) = match found {
-            Ok((label, anchor, ordered, missing)) => (label, anchor, ordered, missing),
+        let (label, claim, anchor, members, missing) = match found {
+            Ok(found) => found,
             Err(error) => {
                 close_members(members).await;
                 return Err(error);
@@ -155,6 +156,7 @@ impl Store {
             return Err(Self::missing(&label, &missing, store).await);
         }
         let store = store?;
+        store.claim.set(Some(claim));
         let damaged = |what: String| LvsError::Damaged { pool: label.name.clone(), what };
         match store.replay(&damaged, &missing).await {
             Ok(()) => Ok(store),
@@ -170,14 +172,14 @@ impl Store {
     async fn recognise(
         members: &mut Vec<Member>,
         spec: &ImportPool,
-    ) -> Result<(Label, Anchor, Vec<Member>, Vec<usize>), LvsError> {
+    ) -> Result<(Label, Claim, Anchor, Vec<Member>, Vec<usize>), LvsError> {
         let label = labels(members, spec).await?;
-        if super::open_stores::get(label.pool).is_some() {
+        let Some(claim) = Claim::new(label.pool) else {
             return Err(LvsError::Exists { what: "pool", name: label.name.clone(), pool: label.name });
-        }
+        };
         let anchor = newest_anchor(members, &label).await?;
         let (ordered, missing) = in_order(members, &anchor, &label).await?;
-        Ok((label, anchor, ordered, missing))
+        Ok((label, claim, anchor, ordered, missing))
     }
 
     /// Says which disks are missing, and where they were when the tables of the pool can be read without them.

@@ -84,6 +84,7 @@ impl Store {
         self.closed.set(true);
         let members = core::mem::take(&mut self.inner().members);
         close_members(members).await;
+        self.claim.take();
     }
 
     /// Makes use of devices that became larger: their new segments count after a checkpoint.

@@ -126,6 +126,8 @@ pub(crate) struct Store {
     closing: Cell<bool>,
     /// Exported, destroyed, or given up.
     closed: Cell<bool>,
+    /// No other store of the pool is opened on this core.
+    claim: Cell<Option<open_stores::Claim>>,
     /// What verifies everything, slowly.
     scrub: scrub::Scrub,
     /// One checkpoint at a time.
@@ -712,6 +714,30 @@ pub(crate) mod open_stores {
 
     thread_local! {
         static OPEN: RefCell<Vec<(Uuid, Rc<Store>)>> = const { RefCell::new(Vec::new()) };
+        static CLAIMED: RefCell<Vec<Uuid>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// The right to open a pool and to keep it open, until this is dropped.
+    pub(crate) struct Claim(Uuid);
+
+    impl Claim {
+        /// `None` while somebody else has it: two stores of a pool would each write their own log.
+        pub(crate) fn new(pool: Uuid) -> Option<Self> {
+            CLAIMED.with_borrow_mut(|claimed| {
+                let is_free = !claimed.contains(&pool);
+                is_free.then(|| {
+                    claimed.push(pool);
+                    Self(pool)
+                })
+            })
+        }
+    }
+
+    impl Drop for Claim {
+        fn drop(&mut self) {
+            // At the end of the thread nobody is left to claim it.
+            let _ = CLAIMED.try_with(|claimed| claimed.borrow_mut().retain(|pool| *pool != self.0));
+        }
     }
 
     /// The store of a pool.
