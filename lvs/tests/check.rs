@@ -191,7 +191,7 @@ fn power_cuts_during_a_repair_lose_nothing() {
         let _ = rig.run_for(150 * cut, lvs::repair(rig.home(), powered(&[&disk])));
         disk.cut_power();
         // What it was about ends with the disk.
-        (0..2000).for_each(|_| rig.turn());
+        (0..20_000).for_each(|_| rig.turn());
         let report = check(&rig, &[&disk]);
         assert!(report.findings.iter().all(|f| f.contains("is damaged")), "{cut}: {report:?}");
         match report.findings.len() {
